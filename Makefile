@@ -1,0 +1,57 @@
+# Each target makes what it needs first. Python 3.11 or newer; uv is used where it is there.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PEERS  := mosquitto mosquitto-clients mbpoll libmodbus-dev socat pkg-config gcc
+
+.PHONY: demo test check bench docs component lock peers clean
+
+demo: $(VENV)/.run
+	@$(BIN)/opendcu demo $(DEMO)
+
+test: $(VENV)/.dev peers
+	@$(BIN)/python -m pytest $(TEST)
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell edge_core simulators cloud components recipes tests/unit docs README.md
+
+bench: $(VENV)/.dev
+	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+component: $(VENV)/.run
+	@$(BIN)/opendcu component build
+
+# The environment. The run set serves the demo, the dev set adds the tests' and checks' tools.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "OpenDCU needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory deb DEBS=python3-venv
+	@$(PYTHON) -m venv $(VENV)
+$(VENV)/.run: $(VENV)/bin/python requirements/run.txt pyproject.toml
+	@echo "installing OpenDCU into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/run.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+$(VENV)/.dev: $(VENV)/.run requirements/dev.txt
+	@echo "installing the tools of the tests into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# Foreign programs that the tests run against: installed when root, else named.
+peers:
+	@missing=""; for p in $(PEERS); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then $(MAKE) --no-print-directory deb DEBS="$$missing"; fi
+deb:
+	@if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBS) >/dev/null; \
+	else echo "missing Debian packages; please run: sudo apt-get install$(DEBS)"; exit 1; fi
+
+lock: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --extra all --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements/run.txt
+	@$(BIN)/uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet -o requirements/dev.txt
+
+clean:
+	@rm -rf build greengrass-build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Polling and listening: from meters to the journal."""

@@ -1,0 +1,90 @@
+"""Drivers: turn what a meter speaks into blocks and registers.
+
+A driver serves one meter over one session: it is made, used for a few reads and closed. It raises `MeterError` and
+nothing else; what caused it stands behind `from`. It never retries on its own (the poller's table decides) and bounds
+every wait. Capture objects, scalers and what else was learned about a meter outlive the session in a `Memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from edge_core.domain import Block, RegisterReading
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Who answered.
+
+    Attributes:
+        serial: from the nameplate; part of the identity of every reading.
+        title: DLMS system title, b"" without one.
+        nameplate: what else is known: maker, type, firmware, year.
+    """
+
+    serial: str
+    title: bytes = b""
+    nameplate: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """Rows of one profile.
+
+    Attributes:
+        kind: interval, midnight, billing, events-<k>: a profile of the meter model.
+        since: rows captured at or after this UTC second; None = from the oldest the meter holds.
+        until: rows captured at or before this UTC second; None = up to the newest.
+        by_entry: read by entry instead of by range, where range is broken or the clock went back.
+    """
+
+    kind: str
+    since: int | None = None
+    until: int | None = None
+    by_entry: bool = False
+
+
+class Memory(Protocol):
+    """What a driver remembers of a meter between sessions, kept by the caller (`cache/` on disk)."""
+
+    def get(self, key: str) -> Any:
+        """What was put under the key, or None. Values are JSON-like."""
+        ...
+
+    def put(self, key: str, value: Any) -> None:
+        """Remember a JSON-like value."""
+        ...
+
+
+class Driver(Protocol):
+    """One session with one meter."""
+
+    async def identify(self) -> Device:
+        """Open the session if it is not open, and say who answers."""
+        ...
+
+    async def clock_offset(self) -> float | None:
+        """Meter clock minus ours in civil seconds, half the round trip taken off; None without a clock."""
+        ...
+
+    async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
+        """The rows in buffer order, as one block per layout, occurrences numbered in buffer order.
+
+        A meter without a load profile answers with the sample of now, flagged SAMPLED. Empty when there are no rows.
+        """
+        ...
+
+    async def read_registers(self, what: str) -> Sequence[RegisterReading]:
+        """Single values: instantaneous, nameplate, clock, or `<OBIS>[:attribute]`."""
+        ...
+
+    async def close(self) -> None:
+        """Release the association and the line; never raises."""
+        ...
+
+
+Tracer = Callable[[str, bytes], None]
+"""Gets ("send" | "receive", frame) for `opendcu read --trace`."""

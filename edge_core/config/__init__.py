@@ -1,0 +1,1 @@
+"""gateway.toml, fleet files, keys, meter models: every mistake at once."""

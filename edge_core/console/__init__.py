@@ -1,0 +1,1 @@
+"""Local web pages and their JSON API; looks in, changes nothing."""

@@ -1,0 +1,1 @@
+"""Scores blocks of the journal; writes findings back into it."""

@@ -1,0 +1,1 @@
+"""Logs, events that log and count, metrics."""

@@ -1,0 +1,1 @@
+"""Sans-IO: bytes in, events out. No socket, no clock, no chance."""

@@ -1,0 +1,1 @@
+"""Wrapper, M-Bus, A-XDR, ACSE, xDLMS, security, profiles, data-notification."""

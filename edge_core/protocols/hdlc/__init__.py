@@ -1,0 +1,1 @@
+"""HDLC as IEC 62056-46 uses it."""

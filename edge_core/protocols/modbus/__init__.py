@@ -1,0 +1,1 @@
+"""Reading plans and register codecs."""

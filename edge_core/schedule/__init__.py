@@ -1,0 +1,1 @@
+"""When: capture periods, civil days, due times. calendar.py is pure."""

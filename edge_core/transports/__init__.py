@@ -1,0 +1,1 @@
+"""Bytes with deadlines: nothing about meters."""

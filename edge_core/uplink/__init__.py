@@ -1,0 +1,1 @@
+"""From the journal to the broker, and the cloud's acks back."""

@@ -1,0 +1,1 @@
+"""The envelopes of DESIGN section 6, one file per kind."""
