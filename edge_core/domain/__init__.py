@@ -1,6 +1,7 @@
 """The nouns of the product: frozen, without I/O. Re-exports only."""
 
-from edge_core.domain.alarm import Alarm, alarm_id
+from edge_core.domain.alarm import Alarm, alarm_id, make_alarm
+from edge_core.domain.alarm_codes import ALARM_KINDS, AlarmKind
 from edge_core.domain.block import Block, Column, Layout, Values, as_list
 from edge_core.domain.obis import Obis, obis_from_bytes, obis_to_bytes
 from edge_core.domain.register import RegisterReading
@@ -9,7 +10,9 @@ from edge_core.domain.status import Flag
 from edge_core.domain.units import Unit, unit_from_dlms
 
 __all__ = [
+    "ALARM_KINDS",
     "Alarm",
+    "AlarmKind",
     "Block",
     "Column",
     "Flag",
@@ -21,6 +24,7 @@ __all__ = [
     "Values",
     "alarm_id",
     "as_list",
+    "make_alarm",
     "obis_from_bytes",
     "obis_to_bytes",
     "unit_from_dlms",

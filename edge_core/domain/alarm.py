@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_core.domain.alarm_codes import ALARM_KINDS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -49,3 +51,39 @@ def alarm_id(meter: str, code: str, phases: Sequence[str], at: int | str) -> str
     """
     text = f"{meter}|{code}|{','.join(phases)}|{at}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_alarm(
+    meter: str,
+    code: str,
+    *,
+    at: int,
+    heard: int,
+    authenticated: bool,
+    phases: tuple[str, ...] = (),
+    inferred: bool = False,
+    detail: dict[str, Any] | None = None,
+    event_time: int | str | None = None,
+) -> Alarm:
+    """An alarm with its id, class and IEC code filled in from the vocabulary.
+
+    Args:
+        event_time: what the id is made from when it is not `at` (a counter, a start minute).
+
+    Raises:
+        KeyError: a code that the vocabulary does not know.
+    """
+    kind = ALARM_KINDS[code]
+    return Alarm(
+        id=alarm_id(meter, code, phases, at if event_time is None else event_time),
+        meter=meter,
+        class_=kind.class_,
+        code=code,
+        phases=phases,
+        at=at,
+        heard=heard,
+        authenticated=authenticated,
+        inferred=inferred,
+        iec61968=kind.iec61968,
+        detail=detail or {},
+    )
