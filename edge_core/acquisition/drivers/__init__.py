@@ -7,12 +7,35 @@ every wait. Capture objects, scalers and what else was learned about a meter out
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from edge_core.clock import Clock
     from edge_core.domain import Block, RegisterReading
+
+DRIVERS: dict[str, str] = {
+    "dlms": "edge_core.acquisition.drivers.dlms",
+    "modbus": "edge_core.acquisition.drivers.modbus",
+}
+"""Module of each driver by the `protocol` of the meter model; imported on first use, each has a class `Driver`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a driver knows of the gateway it serves.
+
+    Attributes:
+        title: our system title, 8 octets (DLMS); a meter model may override it.
+        timezone: IANA name of the civil time, for meters that leave the deviation unspecified.
+    """
+
+    title: bytes = b""
+    timezone: str = "UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +111,55 @@ class Driver(Protocol):
 
 Tracer = Callable[[str, bytes], None]
 """Gets ("send" | "receive", frame) for `opendcu read --trace`."""
+
+
+class Counters(Protocol):
+    """Invocation counters that are on disk before they are used: `journal.counters.CounterStore`."""
+
+    def prepare(
+        self, title: bytes, fingerprint: str, at_least: int = 0, count: int = 200
+    ) -> Future[None]:
+        """Reserve counters above `at_least`; done when they are durable."""
+        ...
+
+    def next(self, title: bytes, fingerprint: str) -> int:
+        """The next counter of what was reserved; never the same twice."""
+        ...
+
+    def accept(self, title: bytes, fingerprint: str, channel: str, counter: int) -> bool:
+        """Remember a counter of the peer after its tag was verified; False = heard before."""
+        ...
+
+
+def open_driver(
+    meter: Any,
+    line: Any,
+    model: Any,
+    keys: Any,
+    counters: Counters | None,
+    memory: Memory,
+    clock: Clock,
+    tracer: Tracer | None = None,
+    *,
+    site: Site | None = None,
+) -> Driver:
+    """A driver for one visit to one meter; nothing is sent yet.
+
+    Args:
+        meter: `config.schema.Meter`.
+        line: `config.schema.Line`.
+        model: `config.models.DlmsModel` or `ModbusModel`; its `protocol` names the driver.
+        keys: `config.keys.MeterKeys`, or None for meters without.
+        counters: needed by ciphered DLMS only.
+        memory: what is known of this meter from earlier sessions.
+        clock: stamps what is read and measures waits.
+        tracer: sees every frame.
+        site: title and civil time of the gateway.
+    """
+    module = importlib.import_module(DRIVERS[model.protocol])
+    return cast(
+        "Driver",
+        module.Driver(
+            meter, line, model, keys, counters, memory, clock, tracer, site=site or Site()
+        ),
+    )
