@@ -74,9 +74,12 @@ class About(_Table, frozen=True, kw_only=True):
     Attributes:
         maker: who makes it.
         families: names on the meters' labels.
+        models: type designations, where the family has several.
         protocol: dlms or modbus.
         source: documents, with version and page, or repositories with licence.
         verified: by what it was proven: the document alone, a simulator, a meter.
+        sure: how many independent sources agree on a register map; standard = it is the standard's own.
+        sure_note: where that differs inside the file.
         phases: 1, 3, or "1 to 3".
         connection: direct, CT ...
         notes: caveats for people.
@@ -84,9 +87,12 @@ class About(_Table, frozen=True, kw_only=True):
 
     maker: str
     families: tuple[str, ...]
+    models: tuple[str, ...] = ()
     protocol: Literal["dlms", "modbus"]
     source: tuple[str, ...]
     verified: Literal["document", "simulator", "meter"] = "document"
+    sure: Literal["", "one", "two", "standard"] = ""
+    sure_note: str = ""
     phases: int | str = 3
     connection: str = ""
     notes: str = ""
@@ -285,6 +291,7 @@ PointType = Literal[
     "bitfield32",
     "sunssf",
     "bcd",
+    "mod10k",
     "string",
     "bytes",
 ]
@@ -298,7 +305,10 @@ class Point(_Table, frozen=True, kw_only=True):
         obis: its code; "" where none exists.
         address: zero-based protocol address.
         table: holding or input registers.
-        type: how the registers are read; bcd, string and bytes have a `length` in registers.
+        type: how the registers are read; bcd, mod10k (four decimal digits a register), string and bytes have a
+            `length` in registers.
+        form: how the number is to be understood: Schneider's four-quadrant power factor, a clock in vendor octets.
+        modulus: raw count at which a counter begins at 0 again, where that is less than its width.
         word_order: big = most significant register first.
         scale: power of ten.
         scale_point: point whose value is added to the power of ten.
@@ -315,6 +325,8 @@ class Point(_Table, frozen=True, kw_only=True):
     address: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     table: Literal["holding", "input"] = "holding"
     type: PointType
+    form: Literal["", "schneider-4q", "schneider-datetime", "bcd-clock"] = ""
+    modulus: Annotated[int, msgspec.Meta(ge=0)] = 0
     length: Annotated[int, msgspec.Meta(ge=1, le=125)] | None = None
     word_order: Literal["big", "little"] = "big"
     scale: Annotated[int, msgspec.Meta(ge=-12, le=12)] = 0
@@ -337,6 +349,18 @@ class Identify(_Table, frozen=True, kw_only=True):
     values: dict[str, str] = {}
 
 
+class Sampling(_Table, frozen=True, kw_only=True):
+    """Tables [interval] and [midnight]: registers that are sampled at the boundary, for want of a load profile.
+
+    Attributes:
+        points: names of cumulative points or of sums in [derived]; each has an OBIS code.
+        refused: why there are none, or none of some: whole kWh are no 15-minute energy.
+    """
+
+    points: tuple[str, ...] = ()
+    refused: str = ""
+
+
 class ModbusModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model of Modbus meters; `derived`: point to the points whose sum it is; `sentinels`: patterns in words."""
 
@@ -347,12 +371,24 @@ class ModbusModel(msgspec.Struct, frozen=True, kw_only=True):
     identify: Identify | None = None
     derived: dict[str, tuple[str, ...]] = {}
     sentinels: dict[str, str] = {}
+    interval: Sampling = Sampling()
+    midnight: Sampling = Sampling()
 
 
 Model = DlmsModel | ModbusModel
 
 DLMS_TABLES = ("schema", "model", "association", "time", "profiles", "push", "quirks")
-MODBUS_TABLES = ("schema", "model", "link", "points", "identify", "derived", "sentinels")
+MODBUS_TABLES = (
+    "schema",
+    "model",
+    "link",
+    "points",
+    "identify",
+    "derived",
+    "sentinels",
+    "interval",
+    "midnight",
+)
 
 
 def model_names(folder: Path = FOLDER) -> list[str]:
@@ -481,7 +517,7 @@ def _modbus(
             continue
         if point.name in points:
             findings.mistake(file, table, "name", f'"{point.name}" is there twice')
-        if point.type in ("bcd", "string", "bytes") and point.length is None:
+        if point.type in ("bcd", "mod10k", "string", "bytes") and point.length is None:
             findings.mistake(
                 file, table, "length", f"is missing: {point.type} has no length of its own"
             )
@@ -505,6 +541,13 @@ def _modbus(
                 )
     if not points:
         findings.mistake(file, "points", "", "a Modbus model has at least one of [[points]]")
+    interval = build(Sampling, raw.get("interval", {}), findings, file, "interval")
+    midnight = build(Sampling, raw.get("midnight", {}), findings, file, "midnight")
+    for table, sampling in (("interval", interval), ("midnight", midnight)):
+        for name in sampling.points if sampling else ():
+            if name not in points and name not in derived:
+                hint = did_you_mean(name, (*points, *derived))
+                findings.mistake(file, table, "points", f'no point "{name}"', hint)
     try:
         extra = msgspec.convert(
             {"derived": derived, "sentinels": raw.get("sentinels", {})},
@@ -513,7 +556,7 @@ def _modbus(
     except msgspec.ValidationError as error:
         findings.mistake(file, "derived or sentinels", "", str(error))
         return None
-    if link is None:
+    if link is None or interval is None or midnight is None:
         return None
     return ModbusModel(
         name=name,
@@ -525,6 +568,8 @@ def _modbus(
         sentinels={
             k: v if isinstance(v, str) else ", ".join(v) for k, v in extra["sentinels"].items()
         },
+        interval=interval,
+        midnight=midnight,
     )
 
 
