@@ -49,6 +49,17 @@ class ObisCode(str):
         return code
 
 
+class MaybeObis(ObisCode):
+    """An OBIS code, or "" where there is none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> MaybeObis:
+        """The code or ""; ValueError for anything else."""
+        return cls("") if value == "" else cls(ObisCode.parse(value))
+
+
 class UnitName(str):
     """One of the units that payloads know."""
 
@@ -128,7 +139,7 @@ class Association(_Table, frozen=True, kw_only=True):
     protection: Protection = "none"
     ciphering: Literal["none", "glo", "ded", "general-glo", "general-ded"] = "none"
     object: ObisCode = ObisCode("0.0.40.0.0.255")
-    counter: ObisCode | Literal[""] = ""
+    counter: MaybeObis = MaybeObis("")
     counter_client: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 16
     max_pdu_size: Annotated[int, msgspec.Meta(ge=12, le=65535)] = 65535
     system_title: Octets8 = ""
@@ -172,12 +183,12 @@ class Profile(_Table, frozen=True, kw_only=True):
     obis: ObisCode
     kind: Literal["delta", "cumulative"] = "cumulative"
     period_s: Annotated[int, msgspec.Meta(ge=0, le=31 * 86400)] = 0
-    scaler_profile: ObisCode | Literal[""] = ""
-    status: ObisCode | Literal[""] = ""
+    scaler_profile: MaybeObis = MaybeObis("")
+    status: MaybeObis = MaybeObis("")
     status_bits: dict[str, str] = {}
     range: Literal["inclusive", "exclusive", "entry", "ignored"] = "inclusive"
     entry_base: Literal["oldest", "newest"] = "oldest"
-    code: ObisCode | Literal[""] = ""
+    code: MaybeObis = MaybeObis("")
     log: str = ""
 
 
@@ -199,7 +210,7 @@ class PushSetup(_Table, frozen=True, kw_only=True):
     carries: Literal["alarms", "values", "event"] = "alarms"
     shape: Literal["list", "pairs", "triples", "positions"] = "list"
     columns: tuple[str, ...] = ()
-    alert: ObisCode | Literal[""] = ""
+    alert: MaybeObis = MaybeObis("")
     alarms: dict[str, str] = {}
     protection: Protection = "authenticated-encrypted"
 
@@ -321,7 +332,7 @@ class Point(_Table, frozen=True, kw_only=True):
     """
 
     name: str
-    obis: ObisCode | Literal[""] = ""
+    obis: MaybeObis = MaybeObis("")
     address: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     table: Literal["holding", "input"] = "holding"
     type: PointType
