@@ -229,7 +229,7 @@ def encode(
             digits = f"{int(value):0{4 * count}d}"
             words = tuple(int(digits[i : i + 4]) for i in range(0, len(digits), 4))
             if len(words) != count or int(value) < 0:
-                raise ValueError(f"{value} does not fit {count} registers of four digits")
+                raise ValueError(f"{value!r} does not fit {count} registers of four digits")
             return words if order == "big" else words[::-1]
         else:
             octets = struct.pack(FORMATS[type_], value)
