@@ -1,0 +1,50 @@
+"""What a meter model can give: the kinds of profiles, and where each stands.
+
+A meter without a load profile (Modbus without history) is *sampled*: its cumulative registers are read at the
+boundaries of SAMPLE_PERIOD_S, and travel under the logical names that a load profile would have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_core.config.models import DlmsModel, Model
+
+if TYPE_CHECKING:
+    from edge_core.domain import Obis
+
+SAMPLE_PERIOD_S = 900
+DAY_S = 86_400
+
+LOAD_PROFILE = "1.0.99.1.0.255"
+DAILY_PROFILE = "1.0.99.2.0.255"
+INSTANTANEOUS_PROFILE = "1.0.94.91.0.255"
+
+_SAMPLED = {
+    "interval": (LOAD_PROFILE, SAMPLE_PERIOD_S),
+    "midnight": (DAILY_PROFILE, DAY_S),
+    "instantaneous": (INSTANTANEOUS_PROFILE, 0),
+}
+_PERIODS = {"interval": SAMPLE_PERIOD_S, "midnight": DAY_S}
+
+
+def is_sampled(model: Model) -> bool:
+    """Does the meter remember nothing, so that what is not sampled in time is lost?"""
+    return not isinstance(model, DlmsModel)
+
+
+def kinds_of(model: Model) -> list[str]:
+    """Kinds of profiles that may be read: interval, midnight, billing, instantaneous, events-<k>."""
+    return list(model.profiles) if isinstance(model, DlmsModel) else list(_SAMPLED)
+
+
+def profile_of(model: Model, kind: str) -> tuple[Obis, int]:
+    """Logical name and expected capture period in seconds (0 = irregular) of a kind.
+
+    Raises:
+        KeyError: the model has no such profile.
+    """
+    if isinstance(model, DlmsModel):
+        profile = model.profiles[kind]
+        return profile.obis, profile.period_s or _PERIODS.get(kind, 0)
+    return _SAMPLED[kind]
