@@ -148,7 +148,7 @@ def open_driver(
     Args:
         meter: `config.schema.Meter`.
         line: `config.schema.Line`.
-        model: `config.models.DlmsModel` or `ModbusModel`; its `protocol` names the driver.
+        model: `config.models.DlmsModel` or `ModbusModel`; its `about.protocol` names the driver.
         keys: `config.keys.MeterKeys`, or None for meters without.
         counters: needed by ciphered DLMS only.
         memory: what is known of this meter from earlier sessions.
@@ -156,7 +156,7 @@ def open_driver(
         tracer: sees every frame.
         site: title and civil time of the gateway.
     """
-    module = importlib.import_module(DRIVERS[model.protocol])
+    module = importlib.import_module(DRIVERS[model.about.protocol])
     return cast(
         "Driver",
         module.Driver(
