@@ -242,7 +242,7 @@ def read_private(path: Path) -> bytes:
         raise refuse("no such file") from None
     except OSError as error:
         raise refuse(f"cannot be read: {error.strerror}") from None
-    with open(descriptor, "rb") as stream:  # noqa: PTH123 the descriptor that is checked is the one that is read
+    try:  # the descriptor that is checked is the one that is read
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise refuse("is no regular file")
@@ -253,7 +253,10 @@ def read_private(path: Path) -> bytes:
             raise refuse(f"belongs to user {status.st_uid}, we are {os.geteuid()}", "chown it")
         if status.st_size > MAX_FILE_BYTES:
             raise refuse(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
-        return stream.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read()
+    finally:
+        os.close(descriptor)
 
 
 def parse_file(path: Path) -> dict[str, Any]:

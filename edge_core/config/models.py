@@ -555,10 +555,10 @@ def _modbus(
     interval = build(Sampling, raw.get("interval", {}), findings, file, "interval")
     midnight = build(Sampling, raw.get("midnight", {}), findings, file, "midnight")
     for table, sampling in (("interval", interval), ("midnight", midnight)):
-        for name in sampling.points if sampling else ():
-            if name not in points and name not in derived:
-                hint = did_you_mean(name, (*points, *derived))
-                findings.mistake(file, table, "points", f'no point "{name}"', hint)
+        for sampled in sampling.points if sampling else ():
+            if sampled not in points and sampled not in derived:
+                hint = did_you_mean(sampled, (*points, *derived))
+                findings.mistake(file, table, "points", f'no point "{sampled}"', hint)
     try:
         extra = msgspec.convert(
             {"derived": derived, "sentinels": raw.get("sentinels", {})},

@@ -34,7 +34,9 @@ class Size(int):
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(value)
         match = (
-            re.fullmatch(r"(\d[\d_,]*)\s*([kKMG]?i?B?)", value) if isinstance(value, str) else None
+            re.fullmatch(r"([0-9][0-9_,]*)\s*([kKMG]?i?B?)", value)
+            if isinstance(value, str)
+            else None
         )
         if match is None or match[2] not in SIZES:
             raise ValueError(
@@ -51,7 +53,7 @@ class Duration(float):
         """The duration that a text says; ValueError with a hint for anything else."""
         if value in ("0", 0) and not isinstance(value, bool):
             return cls(0)
-        match = re.fullmatch(r"(\d{1,9})\s*([a-z]+)", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]+)", value) if isinstance(value, str) else None
         if match is None or match[2] not in DURATIONS:
             raise ValueError(
                 f'{value!r} is no duration; write a whole number with ms, s, min, h or d, as in "15min"'
@@ -77,10 +79,10 @@ class Schedule(str):
         self.every_s = self.at_s = None
         if text == "off":
             return self
-        if clock := re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", text):
+        if clock := re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9])", text):
             self.at_s = int(clock[1]) * 3600 + int(clock[2]) * 60
             return self
-        if every := re.fullmatch(r"every\s+(\d{1,9})\s*(s|min|h|d)", text):
+        if every := re.fullmatch(r"every\s+([0-9]{1,9})\s*(s|min|h|d)", text):
             self.every_s = int(every[1]) * DURATIONS[every[2]]
             if 0 < self.every_s <= MAX_EVERY_S:
                 return self
@@ -136,7 +138,9 @@ def join_host_port(host: str, port: int) -> str:
 
 def split_host_port(text: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[v6]:port`; port 0 is allowed (the system chooses one)."""
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    match = re.fullmatch(
+        r"(?:\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text
+    )
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"{text!r} is no host:port, as in 10.1.0.11:4059")
     return match[1] or match[2], int(match[3])
