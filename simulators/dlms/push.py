@@ -1,0 +1,121 @@
+"""Pushes of the simulated meters: IS 15959 alerts (last gasp, first breath) as ciphered DataNotifications.
+
+Shape: general-glo-ciphering around a DataNotification of structure(device id, push setup 0.4.25.9.0.255, clock, event
+status word of 128 bits); the bits, not the event ids: 85 = last gasp, 86 = first breath. Sent from the meter's own
+address by UDP, one datagram each, or by TCP.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from edge_core.domain import alarm_id
+from simulators.dlms import codec
+from simulators.dlms.layouts import POWER_BACK, POWER_FAILED
+from simulators.dlms.lines import wrap
+
+if TYPE_CHECKING:
+    from edge_core.clock import Clock
+    from simulators.dlms.meter import Meter
+
+PUSH_SETUP, PUSH_CLIENT = "0.4.25.9.0.255", 64
+LAST_GASP, FIRST_BREATH = 85, 86
+CODES = {LAST_GASP: "last-gasp", FIRST_BREATH: "restore"}
+HOW = frozenset(("genuine", "retry", "duplicate", "replay", "forged-tag", "forged-key", "plain"))
+
+
+def notification(meter: Meter, at: int, bit: int, counter: int) -> bytes:
+    """The plain DataNotification of an event at `at` on the meter's clock, UTC epoch seconds."""
+    device = meter.device
+    return (
+        b"\x0f"
+        + (0xC0000000 | counter & 0xFFFFFF).to_bytes(4, "big")
+        + b"\x00"
+        + codec.structure(
+            codec.octet_string(device.device_id.encode()),
+            codec.octet_string(codec.logical_name(PUSH_SETUP)),
+            codec.octet_string(codec.date_time(at, device.zone, east=meter.layout.east)),
+            codec.bit_string(1 << bit, 128),
+        )
+    )
+
+
+def _sealed(meter: Meter, at: int, bit: int, key: bytes) -> bytes:
+    counter = meter.counters().next_own()
+    title = meter.device.title
+    body = codec.seal(key, meter.keys.gak, title, counter, notification(meter, at, bit, counter))
+    return wrap(1, PUSH_CLIENT, b"\xdb\x08" + title + codec.length(len(body)) + body)
+
+
+def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, Any]:
+    """Send one alert, and say what a listener should make of it.
+
+    Args:
+        to: `udp://host:port` or `tcp://host:port`.
+        how: `genuine`; `retry` = again with a fresh counter, same event; `duplicate` = one datagram three times;
+            `replay` = the last datagram that was sent before; `forged-tag`, `forged-key`, `plain`: not from the meter.
+        real: the unscaled clock, for `sent`.
+
+    Returns:
+        {"meter", "code", "at", "id", "how", "genuine", "datagrams", "sent"}; `sent` in real epoch seconds.
+
+    Raises:
+        ValueError: no such way, no such destination, or nothing to replay.
+    """
+    if how not in HOW:
+        raise ValueError(f"no way {how!r} to push: one of {', '.join(sorted(HOW))}")
+    if meter.device.off_since is None or bit == FIRST_BREATH:
+        meter.capture()
+    at = int(meter.clock.now()) + meter.device.offset
+    genuine = how in ("genuine", "retry", "duplicate")
+    if how == "replay":
+        if not meter.sent_gasps:
+            raise ValueError(f"meter {meter.id} has sent nothing yet that could be replayed")
+        frames = meter.sent_gasps[-1:]
+    elif how == "forged-tag":
+        frame = _sealed(meter, at, bit, meter.keys.guek)
+        frames = [frame[:-1] + bytes([frame[-1] ^ 1])]
+    elif how == "forged-key":
+        frames = [_sealed(meter, at, bit, bytes(16))]
+    elif how == "plain":
+        frames = [wrap(1, PUSH_CLIENT, notification(meter, at, bit, 1))]
+    else:
+        frames = [_sealed(meter, at, bit, meter.keys.guek)]
+        if how == "duplicate":
+            frames *= 3
+        elif how == "retry":
+            frames.append(_sealed(meter, at, bit, meter.keys.guek))
+        meter.sent_gasps = (meter.sent_gasps + frames)[-8:]
+        log, code = (POWER_FAILED if bit == LAST_GASP else POWER_BACK)[meter.model]
+        meter.device.note_event(log, code, at - meter.device.offset)
+    sent = real.now()
+    _send(meter, to, frames)
+    code_name = CODES[bit]
+    return {
+        "meter": meter.id,
+        "code": code_name,
+        "at": at,
+        "id": alarm_id(meter.id, code_name, (), at),
+        "how": how,
+        "genuine": genuine,
+        "datagrams": len(frames),
+        "sent": sent,
+    }
+
+
+def _send(meter: Meter, to: str, frames: list[bytes]) -> None:
+    scheme, _, place = to.partition("://")
+    host, _, port = place.rpartition(":")
+    if scheme not in ("udp", "tcp") or not port.isdigit():
+        raise ValueError(f"{to!r} is neither udp://host:port nor tcp://host:port")
+    if scheme == "tcp":
+        with socket.create_connection((host, int(port)), 2, source_address=(meter.host, 0)) as line:
+            line.sendall(b"".join(frames))
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+        line.bind(
+            (meter.host, meter.port)
+        )  # the meter's own address: made and given back, for thousands of meters
+        for frame in frames:
+            line.sendto(frame, (host, int(port)))

@@ -1,0 +1,435 @@
+"""One association with a simulated meter: APDU in, APDU out, no I/O.
+
+Strict, as the best of real meters are: a counter that is not above the last accepted one, a tag that does not verify or
+a plaintext request in a ciphered association closes the line without an answer (`Refused`); counters at fault are
+violations in the record. A nonce used for both the GMAC and the ACTION around it is recorded too, but let through.
+Serves GET normal, next and with-list, SET and ACTION normal, block transfer of GET within the negotiated PDU size,
+service-specific and general ciphering with global and dedicated keys, suite 0, LLS, HLS 2, HLS 5.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from typing import TYPE_CHECKING
+
+from simulators.dlms import codec, objects
+from simulators.dlms.codec import BadRequest, BadTag, tlv
+from simulators.dlms.layouts import CLOCK
+from simulators.dlms.meter import SECURITIES
+
+if TYPE_CHECKING:
+    from simulators.dlms.meter import Keys, Meter
+
+_CONTEXT = b"\x60\x85\x74\x05\x08\x01"
+_MECHANISM = b"\x60\x85\x74\x05\x08\x02"
+_PUBLIC_CONFORMANCE = 0x001010  # block-get, get
+_CONFORMANCE = (
+    0x00121D | 0x000200
+)  # block-get, multiple-references, get, set, selective-access, action
+_GENERAL_PROTECTION = 0x400000
+_ANSWER_TAGS = {0xC4: (0xCC, 0xD4), 0xC5: (0xCD, 0xD5), 0xC7: (0xCF, 0xD7)}
+_OVERHEAD = 48  # security header, tag, block header
+_MAX_LIST = 32
+
+AUTHENTICATION_FAILURE, CONTEXT_UNSUPPORTED, MECHANISM_UNKNOWN = 13, 2, 11
+
+
+class Refused(Exception):
+    """The meter closes the line without an answer."""
+
+
+class Session:
+    """One client on one line.
+
+    Attributes:
+        state: idle, challenge (HLS pass 2 was sent) or associated.
+    """
+
+    def __init__(self, meter: Meter, client: int) -> None:
+        self.meter, self.client = meter, client
+        self.device = meter.device
+        self.state = "idle"
+        self._ciphered = False
+        self._mechanism = 0
+        self._peer = b""
+        self._keys: Keys = meter.keys
+        self._dedicated = b""
+        self._dedicated_in = self._dedicated_out = 0
+        self._floor = self._outer = 0
+        self._c_to_s = self._s_to_c = b""
+        self._pdu = meter.max_pdu
+        self._blocks: list[bytes] = []
+
+    def handle(self, apdu: bytes) -> bytes:
+        """The answer to one APDU.
+
+        Raises:
+            Refused: the line is to be closed.
+        """
+        if self.meter.device is not self.device or not apdu:
+            raise Refused  # another device answers here by now
+        try:
+            return self._dispatch(apdu)
+        except BadRequest as error:
+            self.meter.record.note(self.meter.id, "malformed-request", why=str(error), tag=apdu[0])
+            raise Refused from None
+        except BadTag:
+            self.meter.record.note(self.meter.id, "tag-invalid", client=self.client)
+            raise Refused from None
+
+    def _dispatch(self, apdu: bytes) -> bytes:
+        tag = apdu[0]
+        if tag == 0x60:
+            return self._associate(apdu)
+        if tag == 0x62:
+            return self._release(apdu)
+        if self.state == "idle":
+            raise Refused
+        if not self._ciphered:
+            return self._service(apdu)
+        if tag in (0xC8, 0xC9, 0xCB, 0xD0, 0xD1, 0xD3):
+            count, at = codec.read_length(apdu, 1)
+            plain = self._service(self._open(codec.take(apdu, at, count)[0], dedicated=tag >= 0xD0))
+            if plain[0] == 0xD8:
+                return plain
+            return tlv(
+                _ANSWER_TAGS[plain[0]][tag >= 0xD0], self._close(plain, dedicated=tag >= 0xD0)
+            )
+        if tag in (0xDB, 0xDC) and "service-glo-only" not in self.meter.quirks:
+            count, at = codec.read_length(apdu, 1)
+            title, at = codec.take(apdu, at, count)
+            count, at = codec.read_length(apdu, at)
+            if title and title != self._peer:
+                raise BadRequest("general ciphering under another title than the AARQ's")
+            answer = self._service(
+                self._open(codec.take(apdu, at, count)[0], dedicated=tag == 0xDC)
+            )
+            sealed = self._close(answer, dedicated=tag == 0xDC)
+            return bytes([tag, 8]) + self.device.title + codec.length(len(sealed)) + sealed
+        self.meter.record.note(self.meter.id, "plaintext-request", tag=tag)
+        raise Refused
+
+    # --- protection
+
+    def _close(self, plain: bytes, *, dedicated: bool = False) -> bytes:
+        if dedicated:
+            self._dedicated_out += 1
+            counter, key = self._dedicated_out, self._dedicated
+        else:
+            counter, key = self.meter.counters().next_own(), self._keys.guek
+        sealed = codec.seal(key, self._keys.gak, self.device.title, counter, plain)
+        if self.state == "associated" and self.meter.has("wrong-tag"):
+            sealed = sealed[:-1] + bytes([sealed[-1] ^ 0x40])
+        return sealed
+
+    def _open(self, body: bytes, *, dedicated: bool = False) -> bytes:
+        """Plaintext of what the client sealed; its counter is accepted once the tag has verified."""
+        if len(body) < 17 or body[0] != 0x30:
+            self.meter.record.note(
+                self.meter.id, "less-protection", control=body[0] if body else None
+            )
+            raise Refused
+        if dedicated and not self._dedicated:
+            raise BadRequest("no dedicated key was agreed")
+        key = self._dedicated if dedicated else self._keys.guek
+        plain = codec.unseal(key, self._keys.gak, self._peer, body)
+        counter = int.from_bytes(body[1:5], "big")
+        if dedicated:
+            self._above(counter, self._dedicated_in, "dedicated")
+            self._dedicated_in = counter
+        else:
+            self._floor = self._accepted()
+            self._above(counter, self._floor, "request")
+            self.meter.counters().accept(counter, reading=self._reading)
+            self._outer = counter
+        return plain
+
+    @property
+    def _reading(self) -> bool:
+        clients = self.meter.layout.clients
+        return self.client == clients["lls"] != clients["hls5"]
+
+    def _accepted(self) -> int:
+        return self.meter.counters().accepted(reading=self._reading)
+
+    def _above(self, counter: int, floor: int, where: str) -> None:
+        if counter <= floor:
+            self.meter.record.violation(
+                self.meter.id,
+                "counter-low",
+                counter=counter,
+                accepted=floor,
+                where=where,
+                title=self._peer.hex(),
+            )
+            raise Refused
+
+    # --- association
+
+    def _associate(self, apdu: bytes) -> bytes:
+        layout, self._keys = self.meter.layout, self.meter.keys_now()
+        self.state, self._dedicated, self._blocks = "idle", b"", []
+        fields = codec.ber_fields(apdu)
+        context = fields.get(0xA1, b"\0")[-1]
+        mechanism = fields[0x8B][-1] if fields.get(0x8B) else 0
+        self._ciphered, self._mechanism = context == 3, mechanism
+        wanted, ciphered = SECURITIES[self.meter.security]
+        known = {
+            (layout.clients["none"], 0): {1},
+            (self.meter.client, wanted): {3} if ciphered else {1},
+        }
+        if wanted == 1 or layout.clients["lls"] != layout.clients["hls5"]:
+            known[(layout.clients["lls"], 1)] = {1, 3}
+        contexts = known.get((self.client, mechanism))
+        if contexts is None:
+            mine = any(client == self.client for client, _ in known)
+            return self._aare(1, MECHANISM_UNKNOWN if mine else AUTHENTICATION_FAILURE)
+        if context not in contexts:
+            return self._aare(1, CONTEXT_UNSUPPORTED)
+        secret = codec.inner(fields[0xAC]) if fields.get(0xAC) else b""
+        if mechanism == 1 and not hmac.compare_digest(secret, self._keys.password.encode()):
+            self.meter.record.note(self.meter.id, "password-wrong", client=self.client)
+            return self._aare(1, AUTHENTICATION_FAILURE)
+        initiate = codec.inner(fields.get(0xBE, b""))
+        if self._ciphered:
+            self._peer = codec.inner(fields[0xA6]) if fields.get(0xA6) else b""
+            if initiate[:1] != b"\x21":
+                return self._aare(1, AUTHENTICATION_FAILURE)
+            try:
+                initiate = self._open(codec.inner(initiate))
+            except BadTag:
+                self.meter.record.note(
+                    self.meter.id, "tag-invalid", client=self.client, during="AARQ"
+                )
+                return self._aare(1, AUTHENTICATION_FAILURE)
+        conformance, client_pdu = self._initiate(initiate)
+        self._pdu = min(client_pdu or 0xFFFF, self.meter.max_pdu)
+        if self._pdu < 64:
+            raise BadRequest(f"a client that can receive {client_pdu} octets")
+        if mechanism > 1:
+            self._c_to_s = secret
+            if not 8 <= len(self._c_to_s) <= 64:
+                return self._aare(1, AUTHENTICATION_FAILURE)
+            self._s_to_c = os.urandom(16)
+        granted = _PUBLIC_CONFORMANCE if mechanism == 0 else _CONFORMANCE
+        if self._ciphered and "service-glo-only" not in self.meter.quirks:
+            granted |= _GENERAL_PROTECTION
+        answer = self._aare(0, 14 if mechanism > 1 else 0, conformance & granted)
+        self.state = "challenge" if mechanism > 1 else "associated"
+        if mechanism == 1:
+            self.meter.contacts += 1
+        return answer
+
+    def _initiate(self, octets: bytes) -> tuple[int, int]:
+        """Proposed conformance and the client's PDU size; keeps a dedicated key."""
+        if octets[:1] != b"\x01":
+            raise BadRequest("not an InitiateRequest")
+        at = 1
+        present, at = codec.take(octets, at, 1)
+        if present[0]:
+            count, at = codec.read_length(octets, at)
+            self._dedicated, at = codec.take(octets, at, count)
+            self._dedicated_in = self._dedicated_out = 0
+            if len(self._dedicated) != 16:
+                raise BadRequest("a dedicated key of suite 0 has 16 octets")
+        for _ in range(2):  # response-allowed, proposed quality of service
+            present, at = codec.take(octets, at, 1)
+            at += bool(present[0])
+        version, at = codec.take(octets, at, 1)
+        head, at = codec.take(octets, at, 1)
+        if version[0] < 6 or head != b"\x5f":
+            raise BadRequest("DLMS version or conformance block")
+        if octets[at : at + 1] == b"\x1f":  # may be left out on HDLC
+            at += 1
+        block, at = codec.take(octets, at, 5)
+        size, at = codec.take(octets, at, 2)
+        return int.from_bytes(block[2:], "big"), int.from_bytes(size, "big")
+
+    def _aare(self, result: int, diagnostic: int, conformance: int = 0) -> bytes:
+        body = tlv(0xA1, tlv(0x06, _CONTEXT + (b"\x03" if self._ciphered else b"\x01")))
+        body += tlv(0xA2, tlv(0x02, bytes([result]))) + tlv(
+            0xA3, tlv(0xA1, tlv(0x02, bytes([diagnostic])))
+        )
+        if result:
+            return tlv(0x61, body)
+        initiate = (
+            b"\x08\x00\x06\x5f\x1f\x04\x00"
+            + conformance.to_bytes(3, "big")
+            + self.meter.max_pdu.to_bytes(2, "big")
+            + b"\x00\x07"
+        )
+        if self._ciphered:
+            body += tlv(0xA4, tlv(0x04, self.device.title))
+            initiate = tlv(0x28, self._close(initiate))
+        if self._mechanism > 1:
+            body += b"\x88\x02\x07\x80" + tlv(0x89, _MECHANISM + bytes([self._mechanism]))
+            body += tlv(0xAA, tlv(0x80, self._s_to_c))
+        return tlv(0x61, body + tlv(0xBE, tlv(0x04, initiate)))
+
+    def _release(self, apdu: bytes) -> bytes:
+        fields = codec.ber_fields(apdu)
+        if self._ciphered and fields.get(0xBE) and self.state != "idle":
+            request = codec.inner(fields[0xBE])
+            if request[:1] == b"\x21":
+                self._open(codec.inner(request))
+        self.state = "idle"
+        return b"\x63\x03\x80\x01\x00"
+
+    def _reply_to_hls(self, invoke: bytes, token: codec.Parsed) -> bytes:
+        """Pass 3 and 4 of HLS."""
+        if not isinstance(token, bytes):
+            raise BadRequest("reply_to_HLS needs an octet-string")
+        keys, title = self._keys, self.device.title
+        if self._mechanism == 2:
+            good = hmac.compare_digest(token, codec.hls2(keys.hls, self._s_to_c))
+            mine = codec.hls2(keys.hls, self._c_to_s)
+        else:
+            if len(token) != 17 or token[0] != 0x10:
+                raise BadRequest("f(StoC) of HLS 5 has 17 octets")
+            counter = int.from_bytes(token[1:5], "big")
+            self._above(counter, self._floor, "GMAC")
+            if counter == self._outer:
+                self.meter.record.violation(
+                    self.meter.id,
+                    "nonce-repeated",
+                    counter=counter,
+                    where="GMAC and ACTION",
+                    title=self._peer.hex(),
+                )
+            good = hmac.compare_digest(
+                token, codec.gmac(keys.guek, keys.gak, self._peer, counter, self._s_to_c)
+            )
+            self.meter.counters().accept(max(counter, self._accepted()), reading=self._reading)
+            mine = codec.gmac(
+                keys.guek, keys.gak, title, self.meter.counters().next_own(), self._c_to_s
+            )
+        if not good:
+            self.meter.record.note(self.meter.id, "hls-wrong", client=self.client)
+            return b"\xc7\x01" + invoke + b"\x03\x00"
+        self.state = "associated"
+        self.meter.contacts += 1
+        return b"\xc7\x01" + invoke + b"\x00\x01\x00" + codec.octet_string(mine)
+
+    # --- services
+
+    def _service(self, a: bytes) -> bytes:
+        if len(a) < 4:
+            raise BadRequest("a service of under four octets")
+        invoke = a[2:3]
+        if a[0] == 0xC3 and a[1] == 1:
+            return self._action(a, invoke)
+        if self.state != "associated":
+            return b"\xd8\x01\x01"  # service not allowed
+        if a[0] == 0xC0 and a[1] == 1:
+            return self._get(a, invoke)
+        if a[0] == 0xC0 and a[1] == 2:
+            number = int.from_bytes(a[3:7], "big")
+            if not 0 < number < len(self._blocks):
+                return b"\xc4\x02" + invoke + b"\x01" + number.to_bytes(4, "big") + b"\x01\x13"
+            return self._block(number + 1, invoke)
+        if a[0] == 0xC0 and a[1] == 3 and self._mechanism:
+            return self._get_list(a, invoke)
+        if a[0] == 0xC1 and a[1] == 1 and self._mechanism:
+            return self._set(a, invoke)
+        return b"\xd8\x01\x02"  # service unknown
+
+    def _reference(self, a: bytes, at: int) -> tuple[int, str, int, objects.Selection | None, int]:
+        head, at = codec.take(a, at, 10)
+        selection: objects.Selection | None = None
+        if head[9]:
+            how, at = codec.take(a, at, 1)
+            value, at = codec.parse(a, at)
+            selection = (how[0], value)
+        return int.from_bytes(head[:2], "big"), codec.obis_text(head[2:8]), head[8], selection, at
+
+    def _read(
+        self, class_id: int, obis: str, attribute: int, selection: objects.Selection | None
+    ) -> bytes | int:
+        return objects.read(self.meter, self.client, class_id, obis, attribute, selection)
+
+    def _get(self, a: bytes, invoke: bytes) -> bytes:
+        class_id, obis, attribute, selection, _ = self._reference(a, 3)
+        value = self._read(class_id, obis, attribute, selection)
+        if isinstance(value, int):
+            return b"\xc4\x01" + invoke + b"\x01" + bytes([value])
+        if len(value) <= self._pdu - _OVERHEAD:
+            return b"\xc4\x01" + invoke + b"\x00" + value
+        return self._cut(value, invoke)
+
+    def _get_list(self, a: bytes, invoke: bytes) -> bytes:
+        count, at = codec.read_length(a, 3)
+        if not 0 < count <= _MAX_LIST:
+            raise BadRequest(f"a list of {count} attributes")
+        results = []
+        for _ in range(count):
+            class_id, obis, attribute, selection, at = self._reference(a, at)
+            value = self._read(class_id, obis, attribute, selection)
+            results.append(b"\x01" + bytes([value]) if isinstance(value, int) else b"\x00" + value)
+        body = codec.length(count) + b"".join(results)
+        return (
+            b"\xc4\x03" + invoke + body
+            if len(body) <= self._pdu - _OVERHEAD
+            else self._cut(body, invoke)
+        )
+
+    def _cut(self, value: bytes, invoke: bytes) -> bytes:
+        room = self._pdu - _OVERHEAD
+        self._blocks = [value[i : i + room] for i in range(0, len(value), room)]
+        return self._block(1, invoke)
+
+    def _block(self, number: int, invoke: bytes) -> bytes:
+        part = self._blocks[number - 1]
+        last = bytes([number == len(self._blocks)])
+        return (
+            b"\xc4\x02"
+            + invoke
+            + last
+            + number.to_bytes(4, "big")
+            + b"\x00"
+            + codec.length(len(part))
+            + part
+        )
+
+    def _set(self, a: bytes, invoke: bytes) -> bytes:
+        class_id, obis, attribute, _, at = self._reference(a, 3)
+        value, _ = codec.parse(a, at)
+        result = objects.DENIED
+        if (class_id, obis, attribute) == (8, CLOCK, 2) and self.client == self.meter.client:
+            result = objects.MISMATCH
+            if isinstance(value, bytes):
+                at_utc = codec.read_clock(
+                    value, self.device.zone, east=self.meter.layout.east, default=-1
+                )
+                if at_utc > 0:
+                    self.meter.capture()
+                    self.device.set_clock(self.meter.clock.now(), at_utc)
+                    self.meter.record.note(self.meter.id, "clock-set", to=at_utc)
+                    result = 0
+        return b"\xc5\x01" + invoke + bytes([result])
+
+    def _action(self, a: bytes, invoke: bytes) -> bytes:
+        head, at = codec.take(a, 3, 10)
+        class_id, obis, method = (
+            int.from_bytes(head[:2], "big"),
+            codec.obis_text(head[2:8]),
+            head[8],
+        )
+        value: codec.Parsed = None
+        if head[9]:
+            value, _ = codec.parse(a, at)
+        names = ("0.0.40.0.0.255", self.meter.layout.object_names.get(self.client))
+        if class_id == 15 and obis in names and method == 1 and self.state == "challenge":
+            return self._reply_to_hls(invoke, value)
+        if self.state != "associated":
+            return b"\xd8\x01\x01"
+        if (
+            class_id == 70
+            and obis == objects.RELAY
+            and method in (1, 2)
+            and self.client == self.meter.client
+        ):
+            self.meter.relay_closed = method == 2
+            self.meter.record.note(self.meter.id, "relay", closed=self.meter.relay_closed)
+            return b"\xc7\x01" + invoke + b"\x00\x00"
+        return b"\xc7\x01" + invoke + b"\x03\x00"
