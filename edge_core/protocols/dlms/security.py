@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from edge_core.errors import CounterExhausted, LocalProtocolError, MalformedApdu, TagInvalid
 
@@ -44,6 +45,10 @@ BROADCAST: Final = 0x40
 COMPRESSED: Final = 0x80
 AUTHENTICATED_ENCRYPTED: Final = AUTHENTICATED | ENCRYPTED
 
+_GCM_TAG_OCTETS: Final = 16
+_CUT: Final = (
+    TAG_OCTETS - _GCM_TAG_OCTETS
+)  # AESGCM writes whole tags, DLMS sends the first 12 octets
 _KEY_OCTETS: Final = {0: 16, 1: 16, 2: 32}
 
 
@@ -84,7 +89,7 @@ class SecurityContext:
         LocalProtocolError: an unknown suite, or a key of the wrong length.
     """
 
-    __slots__ = ("_aes", "_ak", "_broadcast", "suite")
+    __slots__ = ("_aes", "_ak", "_broadcast", "_gcm", "suite")
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class SecurityContext:
                 )
         self.suite = suite
         self._aes = algorithms.AES(encryption.reveal())
+        self._gcm = AESGCM(encryption.reveal())
         self._ak = authentication.reveal() if authentication is not None else None
         self._broadcast = algorithms.AES(broadcast.reveal()) if broadcast is not None else None
 
@@ -134,18 +140,14 @@ class SecurityContext:
         control = level | self.suite
         nonce, count = _nonce(title, counter)
         head = bytes((control,)) + count
-        gcm = Cipher(self._aes, modes.GCM(nonce)).encryptor()
         if level == AUTHENTICATED_ENCRYPTED:
-            gcm.authenticate_additional_data(self._authenticated(control, more))
-            sealed = gcm.update(plain)
-            gcm.finalize()
-            return head + sealed + gcm.tag[:TAG_OCTETS]
+            sealed = self._gcm.encrypt(nonce, plain, self._authenticated(control, more))
+            return head + sealed[:_CUT]
         if level == AUTHENTICATED:
-            gcm.authenticate_additional_data(self._authenticated(control, more) + plain)
-            gcm.finalize()
-            return head + plain + gcm.tag[:TAG_OCTETS]
+            tag = self._gcm.encrypt(nonce, b"", self._authenticated(control, more) + plain)
+            return head + plain + tag[:_CUT]
         if level == ENCRYPTED:
-            return head + gcm.update(plain)
+            return head + self._gcm.encrypt(nonce, plain, None)[:-_GCM_TAG_OCTETS]
         raise LocalProtocolError(f"level {level:02X} protects nothing")
 
     def open(self, title: bytes, sealed: bytes, more: bytes = b"") -> Opened:
