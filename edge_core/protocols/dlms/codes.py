@@ -164,7 +164,7 @@ class Conformance(IntFlag):
         """Names of what is set, in the standard's order."""
         return [
             flag.name.lower().replace("_", "-")
-            for flag in reversed(list(type(self)))
+            for flag in sorted(type(self), reverse=True)
             if flag in self and flag.name is not None
         ]
 
