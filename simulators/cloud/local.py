@@ -139,7 +139,6 @@ class LocalCloud:
             Parameters=[
                 {"ParameterKey": "Local", "ParameterValue": "true"},
                 {"ParameterKey": "TopicPrefix", "ParameterValue": self.prefix},
-                {"ParameterKey": "IngestConcurrency", "ParameterValue": "2"},
             ],
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
         )

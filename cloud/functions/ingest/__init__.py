@@ -1,0 +1,1 @@
+"""The ingest function: from the queue to the lake, the acknowledgement, the table."""
