@@ -1,0 +1,75 @@
+"""What a Modbus line does for the driver, whatever it is made of: one request at a time, a checked answer or an error.
+
+`tcp.py` is Modbus TCP through pymodbus, `rtu.py` is RTU on a serial port or in a TCP stream. `pool.py` makes sure that
+there is one line for each host:port or serial device, shared by all units behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edge_core.acquisition.drivers import Tracer
+    from edge_core.protocols.modbus.plan import Cost
+
+
+class Silent(Exception):
+    """Nothing came: no connection, no answer in time, or the peer hung up. The text is the cause."""
+
+
+class Garbled(Exception):
+    """Something came that is not the answer. The text is the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One read request.
+
+    Attributes:
+        unit: whom.
+        function: 3 = holding registers, 4 = input registers.
+        address: first register.
+        count: how many, 1 to 125.
+        first: the first request of a session: nobody knows yet whether the unit is there, so it gets more time.
+        gap_s: silence before the request, beyond what the framing demands.
+    """
+
+    unit: int
+    function: int
+    address: int
+    count: int
+    first: bool = False
+    gap_s: float = 0.0
+
+    def __str__(self) -> str:
+        table = "holding" if self.function == 3 else "input"
+        return f"read {self.count} {table} registers from {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Registers, and when they were on the line, UTC epoch seconds of our clock."""
+
+    registers: tuple[int, ...]
+    sent_at: float
+    heard_at: float
+
+
+class ModbusLine(Protocol):
+    """A line to units; requests of several drivers wait for each other."""
+
+    cost: Cost
+
+    async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
+        """Ask once, and wait no longer than the line's timeout.
+
+        Raises:
+            Silent, Garbled: no answer; the line is fit for the next request all the same.
+            ModbusException: the unit said no.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connection or port; the next request opens it again."""
+        ...
