@@ -58,6 +58,8 @@ from edge_core.protocols.dlms.shapes import Clocks, LongShape, Rows, Shape, Shor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from edge_core.protocols.dlms.cosem import CaptureObject
+
 _NUMPY_FROM_ROWS: Final = (
     80  # below, one struct.unpack is faster than views: benchmarks/decode_profile.py
 )
@@ -80,22 +82,6 @@ IDIS_STATUS: Final[Mapping[int, int]] = {
     0x01: Flag.CRITICAL,
 }
 """Bits of the status column of IDIS and its kin; companions that differ say so in the meter model."""
-
-
-class CaptureObject(msgspec.Struct, frozen=True):
-    """One element of attribute 3 of a profile.
-
-    Attributes:
-        class_id: COSEM class.
-        obis: logical name.
-        attribute: attribute index; 0 = all of them.
-        data_index: 0 = the whole attribute, n = its nth element.
-    """
-
-    class_id: int
-    obis: Obis
-    attribute: int
-    data_index: int = 0
 
 
 class ScalerUnit(NamedTuple):

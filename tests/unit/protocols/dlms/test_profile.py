@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from edge_core.domain import Flag, as_list
 from edge_core.errors import MalformedApdu, ProtocolError
+from edge_core.protocols.dlms.cosem import CaptureObject
 from edge_core.protocols.dlms.datetime import (
     LOCAL_TO_UTC,
     UTC_TO_LOCAL,
     ClockRules,
     encode_datetime,
 )
-from edge_core.protocols.dlms.profile import CaptureObject, ColumnMismatch, Plan, Rows, ScalerUnit
+from edge_core.protocols.dlms.profile import ColumnMismatch, Plan, Rows, ScalerUnit
 
 INDIA = ClockRules(UTC_TO_LOCAL, ZoneInfo("Asia/Kolkata"))
 T0 = 1_763_999_100
