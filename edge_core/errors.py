@@ -23,6 +23,8 @@ OpenDCUError
   UplinkError
     BrokerUnreachable         back off and reconnect
     PublishRefused            set this message aside, the rest flows
+  ControlError                the control socket of a running gateway answers nonsense or not in time
+    GatewayAbsent             nobody listens: take the lock and do it oneself
 """
 
 from __future__ import annotations
@@ -168,3 +170,11 @@ class PublishRefused(UplinkError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ControlError(OpenDCUError):
+    """A running gateway did not answer over its control socket, or not in a way we understand."""
+
+
+class GatewayAbsent(ControlError):
+    """No gateway listens on the control socket."""
