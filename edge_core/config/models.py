@@ -155,11 +155,13 @@ class MeterTime(_Table, frozen=True, kw_only=True):
         deviation: what the deviation counts: minutes from local time to UTC (Blue Book, IDIS: CET is -60) or from
             UTC to local time (India, Saudi Arabia, Italy: IST is +330).
         zone: IANA zone of stamps without a deviation; "" = the gateway's.
+        deviation_holds_dst: the deviation moves with DST (CEST is -120); false = it stays, the DST bit adds an hour.
         clock: the clock object.
     """
 
     deviation: Literal["local-to-utc", "utc-to-local"] = "local-to-utc"
     zone: str = ""
+    deviation_holds_dst: bool = True
     clock: ObisCode = ObisCode("0.0.1.0.0.255")
 
 
@@ -173,6 +175,9 @@ class Profile(_Table, frozen=True, kw_only=True):
         scaler_profile: profile with the scalers, matched by capture object; "" = attribute 3 of each register.
         status: logical name of the status column; "" = none.
         status_bits: bit of the status octet (1 to 128, written as text) to name of the flag (DESIGN section 11).
+        clock: column that times the rows, where no clock object is captured; "" = there always is one.
+        epochs: columns that hold date-times beside those whose class says so.
+        null_data: what a null value means: the same as in the row above, or no reading.
         range: what selective access by range gives: rows from `from` on (inclusive), after it (exclusive), it is
             broken and entries are read instead (entry), or it is ignored and everything comes (ignored).
         entry_base: selective access by entry: is entry 1 the oldest row or the newest one?
@@ -186,6 +191,9 @@ class Profile(_Table, frozen=True, kw_only=True):
     scaler_profile: MaybeObis = MaybeObis("")
     status: MaybeObis = MaybeObis("")
     status_bits: dict[str, str] = {}
+    clock: MaybeObis = MaybeObis("")
+    epochs: tuple[ObisCode, ...] = ()
+    null_data: Literal["same", "absent"] = "same"
     range: Literal["inclusive", "exclusive", "entry", "ignored"] = "inclusive"
     entry_base: Literal["oldest", "newest"] = "oldest"
     code: MaybeObis = MaybeObis("")
@@ -202,7 +210,7 @@ class PushSetup(_Table, frozen=True, kw_only=True):
             triples, or positions that `columns` names.
         columns: logical names by position; "" = ignored.
         alert: logical name of the alert word in it; "" = none.
-        alarms: bit of the alert word (as text, 0 = first) or value to alarm code.
+        alarms: bit of the alert word (as text, 0 = first) or value to alarm code, with its phases: phase-outage:L1.
         protection: least protection; less is kept aside, shown and never published.
     """
 
@@ -223,6 +231,8 @@ class Quirks(_Table, frozen=True, kw_only=True):
         bare_conformance: the conformance tag is 5F instead of 5F 1F.
         get_with_list: the meter has multiple-references; ask several attributes at once.
         second_in_range: selective access wants second 0 and the meter's own deviation style.
+        bare_range_time: bounds of a range leave weekday, deviation and status unspecified.
+        counter_restarts: the meter's own invocation counter begins anew with each association.
         link_pause_s: wait in seconds after closing before it accepts the next association.
     """
 
@@ -230,6 +240,8 @@ class Quirks(_Table, frozen=True, kw_only=True):
     bare_conformance: bool = False
     get_with_list: bool = False
     second_in_range: bool = False
+    bare_range_time: bool = False
+    counter_restarts: bool = False
     link_pause_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
 
 

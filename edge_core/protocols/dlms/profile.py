@@ -69,7 +69,6 @@ _KEPT_ROW_LAYOUTS: Final = 64
 _KEPT_CLOCKS: Final = 128
 
 CLOCK_CLASS: Final = 8
-STATUS_OBIS: Final = "0.0.96.10."
 EPOCH_ATTRIBUTES: Final = frozenset(((8, 2), (4, 5), (5, 6), (5, 7)))
 """Attributes that are date-times: clock; capture time of extended and demand registers."""
 
@@ -122,8 +121,8 @@ class Plan:
             period_s: capture period in seconds, 0 = irregular.
             rules: how the model writes time.
             newest_first: sort method LIFO.
-            clock: the column that times the rows; "" = the first clock object.
-            status: the status column; "" = the first 0.0.96.10.x.
+            clock: the column that times the rows where no clock object is captured; "" = there is one.
+            status: the status column; "" = none.
             status_bits: status octet bit to domain.Flag.
             epochs: further columns that hold date-times, by (obis, attribute).
             null_is_same: null-data = as the row above; False = no reading.
@@ -138,26 +137,14 @@ class Plan:
             null_is_same,
         )
         self.count = len(objects)
-        self.clock = next(
-            (
-                i
-                for i, o in enumerate(objects)
-                if (o.obis == clock if clock else (o.class_id, o.attribute) == (CLOCK_CLASS, 2))
-            ),
-            -1,
-        )
+        clocks = [i for i, o in enumerate(objects) if (o.class_id, o.attribute) == (CLOCK_CLASS, 2)]
+        named = [i for i, o in enumerate(objects) if o.obis == clock]
+        self.clock = next(iter(clocks + named), -1)
         if self.clock < 0:
             raise MalformedApdu(
                 f"profile {profile}: no clock among its {len(objects)} capture objects"
             )
-        self.status = next(
-            (
-                i
-                for i, o in enumerate(objects)
-                if (o.obis == status if status else o.obis.startswith(STATUS_OBIS))
-            ),
-            -1,
-        )
+        self.status = next((i for i, o in enumerate(objects) if o.obis == status), -1)
         self.flags_of_status = tuple(
             sum(int(flag) for bit, flag in status_bits.items() if octet & bit)
             for octet in range(256)

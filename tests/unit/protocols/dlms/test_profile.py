@@ -61,6 +61,7 @@ NULL = b"\x00"
 
 
 def plan(*objects: CaptureObject, **options: Any) -> Plan:
+    options.setdefault("status", STATUS.obis)
     return Plan("1.0.99.1.0.255", objects, SCALERS, 900, INDIA, **options)
 
 
@@ -198,7 +199,7 @@ def test_a_public_capture_of_null_compression() -> None:
         CaptureObject(3, "1.0.1.8.0.255", 2),
         CaptureObject(3, "1.0.2.8.0.255", 2),
     ]
-    got = only(Plan("1.0.99.1.0.255", objects, {}, 3600, rules).decode(buffer))
+    got = only(Plan("1.0.99.1.0.255", objects, {}, 3600, rules, status=STATUS.obis).decode(buffer))
     first = int(dt.datetime(2019, 12, 31, 22, tzinfo=dt.UTC).timestamp())
     assert as_list(got.times) == [first + 3600 * i for i in range(4)]
     assert [as_list(c) for c in got.columns] == [[1517] * 4, [1620] * 4]
