@@ -1,1 +1,90 @@
-"""Ways to the broker: mqtt, aws, greengrass, file."""
+"""Ways to the cloud: one connection, one publish, one stream of what comes down.
+
+A client serves one connection at a time and never reconnects on its own: the sender's loop does, with back-off. Every
+wait is bounded. `publish` returns when the other side has confirmed (PUBACK; for files the fsynced rename).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from edge_core.config.schema import Config
+
+
+class Downward(NamedTuple):
+    """A message from the cloud."""
+
+    topic: str
+    payload: bytes
+
+
+class Client(Protocol):
+    """One way to the cloud.
+
+    Attributes:
+        confirms: a returned publish means stored for good: nobody sends acks (files).
+        receive_maximum: publishes that the other side takes before it has confirmed one; valid while connected.
+        max_payload: octets of payload that the other side takes, or None; valid while connected.
+    """
+
+    confirms: bool
+    receive_maximum: int
+    max_payload: int | None
+
+    async def connect(self) -> None:
+        """Connect and subscribe.
+
+        Raises:
+            BrokerUnreachable: with the reason, in words for a field engineer.
+        """
+        ...
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish at least once and wait for the confirmation.
+
+        Raises:
+            BrokerUnreachable: not connected, or it broke before the confirmation.
+            PublishRefused: the other side refused this message.
+        """
+        ...
+
+    def messages(self) -> AsyncIterator[Downward]:
+        """What comes down, until the connection ends.
+
+        Raises:
+            BrokerUnreachable: the connection broke.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Disconnect; `messages` ends. Never raises."""
+        ...
+
+
+def make_client(config: Config, subscription: str) -> Client:
+    """The client that `[uplink] kind` names; what it needs is imported now.
+
+    Args:
+        subscription: the one topic filter to subscribe to.
+
+    Raises:
+        ImportError: the extra of that kind is not installed.
+        ValueError: the url cannot be understood, or nothing serves that kind.
+    """
+    uplink, dcu = config.uplink, config.gateway.id
+    if uplink.kind == "mqtt":
+        from edge_core.uplink.clients.mqtt import MqttClient
+
+        return MqttClient(uplink, client_id=dcu, subscription=subscription)
+    if uplink.kind == "aws":
+        from edge_core.uplink.clients.aws import AwsClient
+
+        return AwsClient(uplink, client_id=dcu, subscription=subscription)
+    if uplink.kind == "file":
+        from edge_core.uplink.clients.file import FileClient
+
+        return FileClient(uplink.url)
+    raise ValueError(f"[uplink] kind {uplink.kind!r} is served by nothing")

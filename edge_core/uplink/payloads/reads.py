@@ -128,12 +128,14 @@ class Piece:
     """Rows of one block as JSON, cut open where the index of the layout goes.
 
     Attributes:
+        kind: kind of reads.
         layout: the columns.
         sort_key: pieces that resemble each other stand together; that compresses better.
         head: up to and with `"layout":`.
         tail: from the comma after it.
     """
 
+    kind: str
     layout: Layout
     sort_key: tuple[str, str, int]
     head: bytes
@@ -208,6 +210,7 @@ def piece_of(block: Block) -> Piece:
     whole = msgspec.json.encode(block_json(block, 0))
     cut = whole.index(b'"layout":0,', len(block.meter)) + 9
     return Piece(
+        block.kind,
         block.layout,
         (block.layout.digest, block.meter, int(block.times[0])),
         whole[:cut],

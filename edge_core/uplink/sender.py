@@ -1,0 +1,750 @@
+"""The sender: journal to client to acknowledgement, in three lanes.
+
+Alarms leave in the turn of the loop in which they were heard. Notes and live blocks come next, backlog last. A message
+has a number of its own for ever; until it is acked it is sent again with the same octets, 5 s after the PUBACK at
+first, 60 s at last. Only an ack of the cloud (the PUBACK, if so configured) sets its rows free in the journal.
+
+States of a part: pending (journal only) -> sent (deliveries, outbox) -> acked -> freed (journal), or aside (refused,
+too large, malformed), from where a late ack still frees it. Limits: `MOST_OCTETS` of bulk payload and `MOST_MESSAGES`
+wait for acks at a time, whatever is queued; the rest stays in the journal. Nothing here ends the process: a broker
+that is away, a full disk and a broken message are conditions, counted and reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import hashlib
+import logging
+import random
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from edge_core import errors
+from edge_core.uplink import topics as limits
+from edge_core.uplink.alarm_lane import AlarmLane
+from edge_core.uplink.deliveries import Deliveries, Sent
+from edge_core.uplink.outbox import ALARM, NOTE, SEGMENT, Outbox
+from edge_core.uplink.pacing import Quota, Window
+from edge_core.uplink.packer import Draft, Packer, room_of
+from edge_core.uplink.payloads import down, events, notes
+from edge_core.uplink.payloads.envelope import message
+from edge_core.uplink.status import Counts, Hooks, SenderStatus
+from edge_core.uplink.topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from edge_core.clock import Clock
+    from edge_core.config.schema import Config
+    from edge_core.domain import Alarm
+    from edge_core.journal import Journal
+    from edge_core.uplink.clients import Client
+    from edge_core.uplink.outbox import AsideRow, Item, Ref
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = {"greengrass": 4_800}
+DEFAULT_MESSAGE_BYTES = 100_000
+IN_FLIGHT = {"greengrass": 2}
+DEFAULT_IN_FLIGHT = 20
+ALARMS_IN_FLIGHT = {"greengrass": 1}
+DEFAULT_ALARMS_IN_FLIGHT = 40
+
+MOST_OCTETS = 4 << 20
+MOST_MESSAGES = 400
+LINGER_S = 300.0  # civil seconds that live reads wait for company; 16 kB leave at once
+BACK_OFF_S = (1.0, 60.0)
+STABLE_S = 30.0  # a connection that lasted so long makes the next back-off short again
+NO_ACKS_S = 180.0
+UNANSWERED_ATTEMPTS = 10  # with other messages acked meanwhile
+MOST_REFUSALS = 5
+RETRY_ASIDE_S = 3_600.0
+UNHEARD_RESENDS = 16  # without any ack in between; then a rest
+REST_S = 60.0
+LONGEST_NO_ACKS_S = 3_600.0
+HOUSEKEEPING_S = 0.5
+LOOK_S = 10.0
+ALARMS_LOOKED_AT = 2_000
+STOP_S = 1.0
+
+
+class Sender:
+    """Sends what one journal holds through one client.
+
+    Args:
+        config: `[gateway]`, `[uplink]`, `[alarms]` are used.
+        hooks: whom to tell.
+        describe: what an event code of a meter means.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Journal,
+        client: Client,
+        clock: Clock,
+        *,
+        hooks: Hooks | None = None,
+        describe: events.Describe = events.unknown,
+        rng: random.Random | None = None,
+        linger_s: float = LINGER_S,
+        no_acks_s: float = NO_ACKS_S,
+    ) -> None:
+        kind = config.uplink.kind
+        self._dcu = config.gateway.id
+        self._journal, self._client, self._clock = journal, client, clock
+        self._hooks = hooks or Hooks()
+        self._rng = rng or random.Random()
+        self._zone = ZoneInfo(config.gateway.timezone)
+        self._topics = Topics(
+            config.uplink.topic_prefix, self._dcu, basic_ingest=config.uplink.basic_ingest
+        )
+        self._limit = min(
+            config.uplink.max_message_bytes or MESSAGE_BYTES.get(kind, DEFAULT_MESSAGE_BYTES),
+            limits.MAX_PAYLOAD_BYTES,
+        )
+        self._budget = int(config.uplink.byte_budget_per_day)
+        self._acked_by_publish = config.uplink.ack == "broker" or client.confirms
+        self._linger_s = linger_s / clock.speed
+        self._no_acks_s = self._no_acks_after = no_acks_s
+        self._most_in_flight = config.uplink.max_in_flight or IN_FLIGHT.get(kind, DEFAULT_IN_FLIGHT)
+        self._window = Window(self._most_in_flight)
+        self._alarm_slots = asyncio.Semaphore(ALARMS_IN_FLIGHT.get(kind, DEFAULT_ALARMS_IN_FLIGHT))
+        self._quota = Quota(clock)
+        self.counts = Counts()
+        self._outbox = Outbox.open(config.data_dir / "uplink.db", clock=clock)
+        self._begin_epoch()
+        self._deliveries = Deliveries(self._outbox)
+        self._packer = Packer(
+            journal,
+            self._topics,
+            covered=self._deliveries.covered,
+            room=room_of(self._limit, self._dcu),
+            describe=describe,
+        )
+        self._alarms = AlarmLane(
+            self._topics,
+            emit=self._emit_alarm,
+            knows=self._deliveries.knows,
+            clock=clock,
+            batch_s=config.alarms.batch_ms / 1_000,
+            room=self._packer.room,
+            narrow=kind == "greengrass",
+        )
+        self._builder = concurrent.futures.ThreadPoolExecutor(1, "uplink builder")
+        self._wake, self._connected, self._stopping = (
+            asyncio.Event(),
+            asyncio.Event(),
+            asyncio.Event(),
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._commit_told = False
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._paused = False
+        self._reason = "not yet connected"
+        self._notes: deque[Draft] = deque()
+        self._notes_after, self._notes_told = 0, True
+        self._last_ack = float("-inf")
+        self._unanswered_since: float | None = None
+        self._unheard_resends = 0
+        self._rest_until = float("-inf")
+        self._health: dict[str, Any] | None = None
+        self._unreleased: list[Item] = []
+        journal.on_alarm(self._alarm_from_any_thread)
+        journal.on_commit(self._commit_from_any_thread)
+
+    def _begin_epoch(self) -> None:
+        """Number on in the journal's epoch, or in a new one where ours cannot know what was used in it."""
+        outbox, epoch = self._outbox, self._journal.epoch
+        status = self._journal.status()
+        used = status.head or status.alarms_waiting or status.notes_waiting or status.aside
+        why = ""
+        if outbox.was_created and used:
+            why = outbox.was_damaged or "uplink.db is new, the journal is not"
+        elif not outbox.was_created and epoch < outbox.epoch:
+            why = "the journal is older than uplink.db"
+        for _ in range(3):  # a new epoch is the UTC second, or the last + 1
+            if why and epoch <= max(self._journal.epoch if outbox.was_created else 0, outbox.epoch):
+                epoch = self._journal.renew_epoch()
+        outbox.begin(epoch)
+        if why:
+            log.warning("uplink: new epoch %d: %s", epoch, why)
+            self._hooks.on_new_epoch(epoch, why)
+
+    # --- from outside
+
+    def stop(self) -> None:
+        """End in good order; any thread may call it once `run` runs."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        else:
+            self._stopping.set()
+
+    def publish_health(self, body: dict[str, Any]) -> None:
+        """Publish how the box is, if connected; the latest only. On the event loop."""
+        self._health = body
+        if self._connected.is_set() and not self._spent_out():
+            self._task(self._send_health())
+
+    def status(self) -> SenderStatus:
+        """How the uplink is. Any thread."""
+        state = "connected" if self._connected.is_set() else "disconnected"
+        return SenderStatus(
+            "budget spent" if state == "connected" and self._spent_out() else state,
+            "" if self._connected.is_set() else self._reason,
+            self._outbox.epoch,
+            len(self._publishing),
+            len(self._deliveries.sent),
+            self._deliveries.aside,
+            self._outbox.failed,
+            self.counts,
+        )
+
+    async def run(self) -> None:
+        """Send until `stop`. Ends within a few seconds of it; what is unacked is sent again by the next run."""
+        self._loop = asyncio.get_running_loop()
+        workers: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, work in (
+                    ("connection", self._connections()),
+                    ("bulk", self._bulk()),
+                    ("housekeeping", self._housekeeping()),
+                ):
+                    workers.append(group.create_task(work, name=f"uplink {name}"))
+                await self._stopping.wait()
+                if self._publishing:
+                    await asyncio.wait(list(self._publishing), timeout=STOP_S)
+                for worker in workers:
+                    worker.cancel()
+        finally:
+            self._connected.clear()
+            for task in list(self._publishing):
+                task.cancel()
+            await self._client.close()
+            self._loop = None
+            self._builder.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self._outbox.close)
+
+    # --- wake-ups from other threads
+
+    def _alarm_from_any_thread(self, alarm: Alarm) -> None:
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop ended: the journal has it
+                loop.call_soon_threadsafe(self._alarm_heard, alarm)
+
+    def _commit_from_any_thread(self) -> None:
+        loop = self._loop
+        if loop is not None and not self._commit_told:
+            self._commit_told = True
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._committed)
+
+    def _committed(self) -> None:
+        self._commit_told = False
+        self._notes_told = True
+        self._wake.set()
+
+    def _alarm_heard(self, alarm: Alarm) -> None:
+        if self._connected.is_set() and not self._paused:
+            self._alarms.heard(alarm, asyncio.get_running_loop())
+        else:
+            self._alarms.missed = True
+
+    # --- connection
+
+    async def _connections(self) -> None:
+        wait = BACK_OFF_S[0]
+        lost_logged = False
+        while True:
+            if not self._clock.synchronised():
+                self._reason = "waiting for a valid clock"  # `sent` and TLS need one
+                await asyncio.sleep(HOUSEKEEPING_S)
+                continue
+            began = self._clock.monotonic()
+            try:
+                await self._client.connect()
+                self.counts.connects += 1
+                self._on_connected()
+                lost_logged = False
+                log.info("uplink: connected")
+                async for arrived in self._client.messages():
+                    self._arrived(arrived.topic, arrived.payload)
+                reason = "closed"
+            except errors.UplinkError as error:
+                reason = str(error)
+            except (
+                Exception
+            ) as error:  # the edge of a room: a client's bug must not end the gateway
+                log.exception("uplink: the client failed")
+                reason = f"{type(error).__name__}: {error}"
+            finally:
+                self._connected.clear()
+                await self._client.close()
+            self._reason = reason
+            if not lost_logged:
+                log.warning("uplink: not connected: %s", reason)
+                lost_logged = True
+                self._hooks.on_connected(False, reason)
+            if self._clock.monotonic() - began > STABLE_S:
+                wait = BACK_OFF_S[0]
+            await asyncio.sleep(wait * self._rng.uniform(0.5, 1.0))
+            wait = min(BACK_OFF_S[1], wait * 2)
+
+    def _on_connected(self) -> None:
+        now = self._clock.monotonic()
+        most = self._client.receive_maximum
+        self._window.most = max(
+            1, min(self._most_in_flight, most if most > 40 else (most + 1) // 2)
+        )
+        self._window.size = min(self._window.size, float(self._window.most))
+        self._unanswered_since = None
+        self._fit_broker(self._client.max_payload)
+        for sent in self._deliveries.sent.values():
+            if not sent.published:
+                sent.due = now
+        self._alarms.missed = True
+        self._connected.set()
+        self._wake.set()
+        self._hooks.on_connected(True, "")
+        self._task(self._after_connect())
+
+    def _fit_broker(self, most: int | None) -> None:
+        """Message sizes for what this broker takes."""
+        limit = self._limit if most is None else min(self._limit, most)
+        self._packer.room = self._alarms.room = room_of(limit, self._dcu)
+
+    async def _after_connect(self) -> None:
+        await self._look_for_alarms()
+        await self._build(self._packer.demote)
+        if self._health is not None:
+            await self._send_health()
+
+    # --- down
+
+    def _arrived(self, topic: str, payload: bytes) -> None:
+        if topic == self._topics.acks:
+            try:
+                ack = down.decode_ack(payload)
+            except ValueError as error:
+                self.counts.down_malformed += 1
+                log.warning("uplink: an ack that is none: %s", error)
+                return
+            self._take_ack(ack)
+        elif topic.startswith(self._topics.commands):
+            if len(payload) > down.MAX_DOWNWARD:
+                self.counts.down_malformed += 1
+                return
+            self._hooks.on_command(topic.removeprefix(self._topics.commands), payload)
+
+    def _take_ack(self, ack: down.Ack) -> None:
+        if ack.dcu != self._dcu or ack.epoch != self._outbox.epoch or self._paused:
+            self.counts.acks_ignored += 1
+            return
+        if ack.high > self._outbox.reserved:
+            self._paused = True
+            self._task(
+                self._renumber(f"the cloud has n = {ack.high}, we reserved {self._outbox.reserved}")
+            )
+            return
+        now = self._clock.monotonic()
+        self._last_ack, self._unanswered_since = now, None
+        self._unheard_resends, self._no_acks_after = 0, self._no_acks_s
+        self._acked(ack.acked)
+        for n, code, why in ack.rejected:
+            self.counts.rejected += 1
+            self._set_aside(n, "cloud-refused", f"{code}: {why}")
+        self._wake.set()
+
+    def _acked(self, ranges: Iterable[tuple[int, int]]) -> None:
+        numbers, items = self._deliveries.acked(ranges)
+        self.counts.acked += len(numbers)
+        if items:
+            self._release(items)
+
+    def _release(self, items: list[Item]) -> None:
+        future = self._journal.release(
+            segments=[int(key) for kind, key in items if kind == SEGMENT],
+            alarms=[str(key) for kind, key in items if kind == ALARM],
+            notes=[int(key) for kind, key in items if kind == NOTE],
+        )
+
+        def check(done: concurrent.futures.Future[None]) -> None:
+            if not done.cancelled() and done.exception() is not None:
+                self._unreleased.extend(items)  # the disk refused: housekeeping says it again
+
+        future.add_done_callback(check)
+
+    def _set_aside(self, n: int, cause: str, why: str) -> None:
+        row = self._deliveries.refuse(n, cause, why, int(self._clock.now()))
+        if row is not None:
+            self._report_aside(n, row)
+
+    def _report_aside(self, n: int, row: AsideRow) -> None:
+        log.warning("uplink: message %d set aside: %s: %s", n, row.cause, row.why)
+        if row.cause not in ("broker-refused", "unanswered"):  # those are tried again
+            items = self._deliveries.wholly_aside(row)
+            if items:
+                self._journal.set_aside(
+                    row.cause,
+                    row.why,
+                    segments=[int(key) for kind, key in items if kind == SEGMENT],
+                    alarms=[str(key) for kind, key in items if kind == ALARM],
+                    notes=[int(key) for kind, key in items if kind == NOTE],
+                )
+        self._hooks.on_aside(n, row.cause, row.why)
+
+    async def _renumber(self, why: str) -> None:
+        """A new epoch: everything unacked goes out again under new numbers."""
+        log.warning("uplink: this journal is a restored copy: %s", why)
+        try:
+            epoch = await self._build(self._journal.renew_epoch)
+            await self._build(self._outbox.begin, epoch)
+            self._deliveries.load()
+            await self._build(self._packer.reset)
+            self._notes.clear()
+            self._notes_after, self._notes_told = 0, True
+            self._alarms.missed = True
+        finally:
+            self._paused = False
+        self._wake.set()
+        self._hooks.on_new_epoch(epoch, why)
+
+    # --- up
+
+    def _enter(self, draft: Draft) -> Sent | None:
+        """Give a draft its number, and write it into the books. None while no number is to be had."""
+        n = None if self._paused else self._outbox.take()
+        if n is None:
+            return None
+        payload = self._message(draft.name, draft.kind, draft.members, n)
+        sent = Sent(n, draft.topic, payload, draft.refs, draft.lane, self._clock.monotonic())
+        self._deliveries.send(sent, hashlib.sha256(payload).digest())
+        return sent
+
+    def _message(self, name: str, kind: str, members: list[tuple[str, bytes]], n: int) -> bytes:
+        return message(
+            name,
+            dcu=self._dcu,
+            epoch=self._outbox.epoch,
+            n=n,
+            sent=int(self._clock.now()),
+            kind=kind,
+            members=members,
+        )
+
+    def _emit_alarm(self, draft: Draft) -> bool:
+        if not self._connected.is_set() or self._paused:
+            return False
+        sent = self._enter(draft)
+        if sent is None:
+            return False
+        self._task(self._transmit(sent))
+        return True
+
+    async def _bulk(self) -> None:
+        """Resends, notes, live, backlog, in this order, as window, quota and budget allow."""
+        while True:
+            await self._connected.wait()
+            self._wake.clear()
+            idle_s = await self._bulk_step()
+            if idle_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.005, idle_s)):
+                        await self._wake.wait()
+
+    async def _bulk_step(self) -> float:
+        """Send one message: 0.0. Or say for how many seconds there is nothing to do unless something wakes us."""
+        if not self._window.free or self._paused:
+            return HOUSEKEEPING_S
+        now = self._clock.monotonic()
+        again, idle_s = self._next_resend(now)
+        if again is not None:
+            self.counts.resent += 1
+            await self._leave(again)
+            return 0.0
+        if len(self._deliveries.sent) >= MOST_MESSAGES or self._deliveries.octets >= MOST_OCTETS:
+            return idle_s
+        draft = await self._next_note()
+        if draft is None and not self._spent_out():
+            draft, when = await self._build(self._packer.draft, "live", now, self._linger_s)
+            if draft is None:
+                draft, _ = await self._build(self._packer.draft, "backlog", now, 0.0)
+            if when is not None:
+                idle_s = min(idle_s, when - now)
+        self._book_refusals()
+        if draft is None:
+            return max(idle_s, 0.005)
+        while (sent := self._enter(draft)) is None:
+            await asyncio.sleep(
+                HOUSEKEEPING_S
+            )  # no number: the disk is full, or a new epoch begins
+            if self._paused:
+                return (
+                    HOUSEKEEPING_S  # the packer begins again, this draft is among what it will read
+                )
+        await self._leave(sent)
+        return 0.0
+
+    async def _leave(self, sent: Sent) -> None:
+        """Hand a message of the bulk lanes to the client when the quota allows."""
+        sent.in_flight = True
+        self._window.entered()
+        try:
+            await self._quota.take(len(sent.payload))
+        except asyncio.CancelledError:
+            sent.in_flight = False
+            self._window.left(None)
+            raise
+        self._task(self._transmit(sent))
+
+    def _next_resend(self, now: float) -> tuple[Sent | None, float]:
+        """The first bulk message that is due again, or for how long none is."""
+        soonest = now + LOOK_S
+        for sent in self._deliveries.sent.values():
+            if sent.lane == "alarms" or sent.in_flight:
+                continue
+            if sent.due > now:
+                soonest = min(soonest, sent.due)
+            elif sent.published and self._unheard_resends >= UNHEARD_RESENDS:
+                # nobody answers: a few now and then are enough to notice when somebody does again
+                if now < self._rest_until:
+                    soonest = min(soonest, self._rest_until)
+                    continue
+                self._unheard_resends, self._rest_until = 1, now + REST_S
+                return sent, 0.0
+            else:
+                if sent.published:
+                    self._unheard_resends += 1
+                    self._rest_until = now + REST_S
+                return sent, 0.0
+        return None, soonest - now
+
+    async def _next_note(self) -> Draft | None:
+        if not self._notes and self._notes_told:
+            self._notes_told = False
+
+            def read() -> list[tuple[int, list[Draft]]]:
+                return list(self._packer.note_drafts(self._notes_after, self._deliveries.knows))
+
+            found = await self._build(read)
+            if found:
+                self._notes_told = True  # perhaps there are more
+                self._notes_after = found[-1][0]
+                self._notes.extend(draft for _, drafts in found for draft in drafts)
+        return self._notes.popleft() if self._notes else None
+
+    def _book_refusals(self) -> None:
+        """Set aside what the packer could not put into any message."""
+        while self._packer.refused:
+            n = self._outbox.take()
+            if n is None:
+                return
+            refusal = self._packer.refused.pop(0)
+            row = self._deliveries.refuse_unsent(
+                n, refusal.refs, refusal.cause, refusal.why, int(self._clock.now())
+            )
+            self._report_aside(n, row)
+
+    async def _transmit(self, sent: Sent) -> None:
+        """One publish, and what follows from its outcome."""
+        alarm = sent.lane == "alarms"
+        sent.in_flight = True
+        sent.attempts += 1
+        took_s: float | None = None
+        try:
+            if alarm:
+                async with self._alarm_slots:
+                    await self._quota.take(len(sent.payload), alarm=True)
+                    await self._publish(sent)
+            else:
+                began = self._clock.monotonic()
+                await self._publish(sent)
+                took_s = self._clock.monotonic() - began
+        except errors.PublishRefused as error:
+            self._on_refused(sent, error)
+        except errors.BrokerUnreachable:
+            sent.due = self._clock.monotonic() + HOUSEKEEPING_S
+        except Exception as error:  # the edge of a room: a broken message must not stop the others
+            log.exception("uplink: publishing message %d failed", sent.n)
+            self._on_refused(sent, errors.PublishRefused(f"{type(error).__name__}: {error}", 0))
+        finally:
+            sent.in_flight = False
+            if not alarm:
+                self._window.left(took_s)
+            self._wake.set()
+
+    async def _publish(self, sent: Sent) -> None:
+        most = self._client.max_payload
+        if most is not None and len(sent.payload) > most:
+            self._withdraw(sent, most)
+            return
+        await self._client.publish(sent.topic, sent.payload)
+        self._on_published(sent)
+
+    def _on_published(self, sent: Sent) -> None:
+        now = self._clock.monotonic()
+        self.counts.published += 1
+        self.counts.octets += len(sent.payload)
+        if self._budget:
+            self._outbox.spend(self._today(), len(sent.payload))
+        sent.published = True
+        sent.back_off(now)
+        if self._deliveries.sent.get(sent.n) is not sent:
+            return  # acked already, or of an epoch that is over
+        if self._acked_by_publish:
+            self._acked([(sent.n, sent.n)])
+        elif self._unanswered_since is None:
+            self._unanswered_since = now
+
+    def _on_refused(self, sent: Sent, error: errors.PublishRefused) -> None:
+        self.counts.refused += 1
+        sent.refusals += 1
+        sent.back_off(self._clock.monotonic())
+        if sent.refusals == 1:
+            log.warning("uplink: message %d to %s: %s", sent.n, sent.topic, error)
+        if self._deliveries.sent.get(sent.n) is sent and sent.refusals >= MOST_REFUSALS:
+            if sent.lane == "alarms":
+                return  # goes on trying, once a minute
+            self._set_aside(sent.n, "broker-refused", str(error))
+
+    def _withdraw(self, sent: Sent, most: int) -> None:
+        """The broker takes less than the message has: its parts go into smaller ones."""
+        if self._deliveries.sent.get(sent.n) is sent:
+            log.warning("uplink: the broker takes %d octets, message %d has more", most, sent.n)
+            self._again(self._deliveries.withdraw(sent.n))
+
+    def _again(self, refs: Iterable[Ref]) -> None:
+        parts = list(refs)
+        if any(ref.kind == ALARM for ref in parts):
+            self._alarms.missed = True
+        if any(ref.kind == NOTE for ref in parts):
+            self._notes_after, self._notes_told = 0, True
+        self._task(self._build(self._packer.again, parts))
+
+    async def _send_health(self) -> None:
+        body = self._health
+        if body is None:
+            return
+        payload = self._message("health", "health", notes.members("health", "", body), 0)
+        await self._quota.take(len(payload))
+        with contextlib.suppress(errors.UplinkError):  # the next one comes soon
+            await self._client.publish(self._topics.plain("health"), payload)
+            self.counts.published += 1
+            self.counts.octets += len(payload)
+            if self._budget:
+                self._outbox.spend(self._today(), len(payload))
+
+    # --- housekeeping
+
+    async def _housekeeping(self) -> None:
+        looked = swept = retried = float("-inf")
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now = self._clock.monotonic()
+            if self._unreleased:
+                items, self._unreleased = self._unreleased, []
+                self._release(items)
+            if not self._connected.is_set() or self._paused:
+                continue
+            for sent in list(self._deliveries.sent.values()):
+                if (
+                    sent.lane == "alarms"
+                    and not sent.in_flight
+                    and sent.due <= now
+                    and sent.attempts
+                ):
+                    self.counts.resent += 1
+                    self._task(self._transmit(sent))
+            if self._alarms.missed or now - looked > LOOK_S:
+                looked = now
+                await self._look_for_alarms()
+            await self._watch_acks(now)
+            if now - swept > RETRY_ASIDE_S:
+                swept = now
+                await self._sweep()
+            if now - retried > RETRY_ASIDE_S / 60:
+                retried = now
+                before = int(self._clock.now() - RETRY_ASIDE_S * self._clock.speed)
+                if refs := self._deliveries.retry(before):
+                    self._again(refs)
+
+    async def _look_for_alarms(self) -> None:
+        """Alarms that the journal holds and that are not under way."""
+        self._alarms.missed = False
+        limit = ALARMS_LOOKED_AT + self._deliveries.open_alarms()
+        self._alarms.found(await self._build(self._journal.alarms_waiting, limit))
+
+    async def _watch_acks(self, now: float) -> None:
+        """Publishing works and nobody answers: make connection and subscription anew. Also single messages."""
+        since = self._unanswered_since
+        if since is not None and now - since > self._no_acks_after:
+            log.warning(
+                "uplink: no ack for %.0f s while publishing works: connecting anew", now - since
+            )
+            self.counts.no_acks += 1
+            self._no_acks_after = min(LONGEST_NO_ACKS_S, self._no_acks_after * 2)
+            self._unanswered_since = None
+            self._hooks.on_no_acks(now - since)
+            await self._client.close()
+            return
+        if now - self._last_ack > 2 * REST_S:
+            return
+        for sent in list(self._deliveries.sent.values()):
+            if (
+                sent.lane != "alarms"
+                and sent.attempts >= UNANSWERED_ATTEMPTS
+                and not sent.in_flight
+            ):
+                self._set_aside(sent.n, "unanswered", f"{sent.attempts} times, others were acked")
+
+    async def _sweep(self) -> None:
+        """Forget records of earlier runs whose items the journal has let go."""
+        items = self._deliveries.only_earlier()
+        if not items:
+            return
+
+        def gone() -> list[Item]:
+            waiting = self._journal.segments(0, lane=None, limit=1)
+            lowest = waiting[0].id if waiting else self._journal.head() + 1
+            alarms = {a.id for a in self._journal.alarms_waiting(1_000_000)}
+            first = self._journal.notes_waiting(0, 1)
+            return [
+                (kind, key)
+                for kind, key in items
+                if (kind == SEGMENT and int(key) < lowest)
+                or (kind == ALARM and key not in alarms)
+                or (kind == NOTE and first and int(key) < first[0].id)
+            ]
+
+        self._deliveries.release(await self._build(gone))
+
+    # --- small
+
+    def _today(self) -> int:
+        return datetime.fromtimestamp(self._clock.now(), self._zone).toordinal()
+
+    def _spent_out(self) -> bool:
+        return bool(self._budget) and self._outbox.spent(self._today()) >= self._budget
+
+    async def _build(self, work: Callable[..., T], *args: Any) -> T:
+        """Run in the builder's thread, which alone touches packer and journal reads."""
+        return await asyncio.get_running_loop().run_in_executor(self._builder, work, *args)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._publishing.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._publishing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("uplink: %s", error, exc_info=error)
