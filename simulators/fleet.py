@@ -5,15 +5,17 @@ objects with a key `do`, answered by JSON objects (`{"error": ...}` when an orde
 
   {"do": "fault", "meter": ID, "what": NAME, "for": 5.0}   see simulators.faults; seconds are real ones
   {"do": "step-back", "meter": ID, "periods": 2}           the meter's clock loses so many block periods
-  {"do": "swap", "meter": ID}                              another device behind the same address
+  {"do": "swap", "meter": ID}                              another device behind the same address; Modbus: counters at 0
   {"do": "event", "meter": ID, "log": 4, "code": 201}      a row in an event log
   {"do": "gasp", "meter": ID, "to": URL, "how": "genuine"} a last gasp; `restore`: a first breath, alike
   {"do": "storm", "meters": [ID] or N, "to": URL, "within": 1.0}  last gasps of many, spread over so many seconds
-  {"do": "outage", "meters": [ID], "to": URL, "for": 5.0}  last gasp, no power and no rows, then a first breath
+  {"do": "outage", "meters": [ID], "to": URL, "for": 5.0}  last gasp, no power and no rows, then a first breath;
+      both answer {"gasps": [reports]}, or write them into "file": PATH; reports as in simulators.dlms.push
   {"do": "freeze"}                                         nothing is captured from now on
   {"do": "truth", "file": PATH}                            every row ever captured, one JSON line a device and profile
-  {"do": "modbus", "meter": ID, "at": T, "to": T}          what the points of a Modbus meter read between two instants
-  {"do": "verify", "file": PATH}                           samples of Modbus meters, checked against the truth
+  {"do": "modbus", "meter": ID, "points": [OBIS], "at": T} what points of a Modbus meter read at a civil second
+  {"do": "verify", "file": PATH}                           samples of Modbus meters, checked against the truth: JSON
+      lines {"meter", "obis" or "name", "value", "scaler", "from", "to"}, civil seconds; answers {"checked", "wrong": [...]}
   {"do": "status"}   {"do": "quit"}
 """
 
@@ -37,10 +39,14 @@ from simulators.dlms.lines import Lines
 from simulators.dlms.meter import QUIRKS, SECURITIES, Keys, Meter
 from simulators.dlms.push import FIRST_BREATH, LAST_GASP, push
 from simulators.dlms.record import Record
-from simulators.spec import DlmsGroup, FleetSpec, running_id
+from simulators.modbus.points import load_map
+from simulators.modbus.server import ModbusLine
+from simulators.modbus.units import Unit
+from simulators.spec import DlmsGroup, FleetSpec, ModbusGroup, running_id
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
+    from decimal import Decimal
 
 FIRST_SERIAL = 70_000_001
 FIRST_ID = "GP1000001"
@@ -62,14 +68,22 @@ class Fleet:
         self.real = SystemClock()
         self.record = Record(state, self.real)
         self.dlms: list[Meter] = []
+        self.modbus: list[Unit] = []
         self.frozen_at: float | None = None
         self.gasps: list[dict[str, Any]] = []
         self._lines = Lines(spec.seed)
+        self._modbus_lines: list[ModbusLine] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id, self._next_number = FIRST_ID, 0
         for group in spec.dlms:
             self._add_dlms(group)
-        self._by_id = {meter.id: meter for meter in self.dlms}
+        for bus in spec.modbus:
+            self._add_modbus(bus)
+        self._by_id: dict[str, Meter | Unit] = {
+            meter.id: meter for meter in (*self.dlms, *self.modbus)
+        }
+        if len(self._by_id) < len(self.dlms) + len(self.modbus):
+            raise ConfigError("fleet", "dlms, modbus", "id", "two groups make the same ids")
 
     # --- life
 
@@ -85,6 +99,10 @@ class Fleet:
             if port and not self.spec.by_address:
                 port += meter.index
             await self._lines.open(meter, port)
+        for name in dict.fromkeys(unit.line for unit in self.modbus):
+            line = ModbusLine([u for u in self.modbus if u.line == name], self.spec.seed)
+            await line.open(self.spec.host, 0)
+            self._modbus_lines.append(line)
 
     async def close(self) -> None:
         """Stop everything."""
@@ -92,6 +110,8 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lines.close()
+        for line in self._modbus_lines:
+            await line.close()
         self.record.close()
 
     def ready(self) -> dict[str, Any]:
@@ -129,10 +149,12 @@ class Fleet:
     def _rows(self) -> Iterable[list[str | int]]:
         for m in self.dlms:
             yield [m.id, m.line, m.model, m.address, m.client, m.security]
+        for u in self.modbus:
+            yield [u.id, u.line, u.model, u.address, "", ""]
 
     def _lines_toml(self) -> str:
         lines: dict[str, str] = {}
-        for m in self.dlms:
+        for m in self.all():
             lines.setdefault(m.line, m.framing)
         return "".join(
             f'[[lines]]\nid = "{name}"\ntransport = "tcp"\nframing = "{framing}"\n\n'
@@ -154,7 +176,7 @@ class Fleet:
         done: dict[str, Any] = {"do": do, "ok": True}
         match do:
             case "fault":
-                self._fault(self.meter(order["meter"]), str(order["what"]), float(order["for"]))
+                self._fault(self.find(order["meter"]), str(order["what"]), float(order["for"]))
             case "step-back":
                 meter = self.meter(order["meter"])
                 meter.capture()
@@ -162,7 +184,11 @@ class Fleet:
                 back = int(order.get("periods", 1)) * 900
                 meter.device.set_clock(now, int(now) + meter.device.offset - back)
             case "swap":
-                self.meter(order["meter"]).swap()
+                found = self.find(order["meter"])
+                if isinstance(found, Meter):
+                    found.swap()
+                else:
+                    found.reset()
             case "event":
                 meter = self.meter(order["meter"])
                 meter.device.note_event(
@@ -174,14 +200,20 @@ class Fleet:
                     self.meter(order["meter"]), order["to"], order.get("how", "genuine"), bit
                 )
             case "storm":
-                done["gasps"] = await self._storm(order)
+                done |= _reports(await self._storm(order), order)
             case "outage":
-                done["gasps"] = self._outage(order)
+                done |= _reports(self._outage(order), order)
             case "freeze":
                 self.freeze()
                 done["at"] = self.frozen_at
             case "truth":
                 done |= self.write_truth(Path(order["file"]))
+            case "modbus":
+                unit = self.unit(order["meter"])
+                at = int(order.get("at", self.clock.now()))
+                done |= {"at": at, "values": {p: _text(unit.truth(p, at)) for p in order["points"]}}
+            case "verify":
+                done |= self.verify(Path(order["file"]))
             case "status":
                 done |= self.status()
             case "quit":
@@ -190,21 +222,36 @@ class Fleet:
                 raise ValueError(f"no order {do!r}")
         return done
 
-    def meter(self, who: str | int) -> Meter:
-        """A DLMS meter by id or position.
+    def all(self) -> list[Meter | Unit]:
+        """Every meter, DLMS first."""
+        return [*self.dlms, *self.modbus]
+
+    def find(self, who: str | int) -> Meter | Unit:
+        """A meter by id, or a DLMS meter by its position.
 
         Raises:
             ValueError: there is none.
         """
-        found = (
-            self._by_id.get(who)
-            if isinstance(who, str)
-            else self.dlms[who]
-            if who < len(self.dlms)
-            else None
-        )
+        if isinstance(who, int):
+            found: Meter | Unit | None = self.dlms[who] if 0 <= who < len(self.dlms) else None
+        else:
+            found = self._by_id.get(who)
         if found is None:
-            raise ValueError(f"no DLMS meter {who!r}")
+            raise ValueError(f"no meter {who!r}")
+        return found
+
+    def meter(self, who: str | int) -> Meter:
+        """The same for DLMS meters alone."""
+        found = self.find(who)
+        if not isinstance(found, Meter):
+            raise ValueError(f"{found.id} is a Modbus meter")  # noqa: TRY004 the order is wrong, not the program
+        return found
+
+    def unit(self, who: str) -> Unit:
+        """The same for Modbus meters alone."""
+        found = self.find(who)
+        if isinstance(found, Meter):
+            raise ValueError(f"{found.id} is a DLMS meter")  # noqa: TRY004 the order is wrong, not the program
         return found
 
     def freeze(self) -> None:
@@ -214,10 +261,11 @@ class Fleet:
                 meter.freeze()
             self.frozen_at = self.clock.now()
 
-    def _fault(self, meter: Meter, what: str, for_s: float) -> None:
-        meter.capture()
+    def _fault(self, meter: Meter | Unit, what: str, for_s: float) -> None:
+        if isinstance(meter, Meter):
+            meter.capture()
         meter.faults.begin(what, self.clock.monotonic() + for_s)
-        if what == "rows-missing":
+        if what == "rows-missing" and isinstance(meter, Meter):
             self._later(for_s - 0.02, meter.capture)  # the last rows of the window are lost too
 
     def _later(self, delay_s: float, call: Any) -> None:
@@ -304,16 +352,30 @@ class Fleet:
                 readings += len(entry["t"]) * len(entry["cols"])
         return {"rows": rows, "readings": readings}
 
+    def verify(self, path: Path) -> dict[str, Any]:
+        """Judge samples of Modbus meters; up to 20 wrong ones are returned, with what was true at the ends."""
+        checked, wrong = 0, []
+        with path.open("rb") as lines:
+            for line in lines:
+                sample = msgspec.json.decode(line, type=_Sample)
+                unit, what = self.unit(sample.meter), sample.obis or sample.name
+                checked += 1
+                if not unit.agrees(what, sample.value, sample.scaler, sample.from_, sample.to):
+                    ends = [_text(unit.truth(what, int(at))) for at in (sample.from_, sample.to)]
+                    wrong.append({**msgspec.to_builtins(sample), "true": ends})
+        return {"checked": checked, "wrong_count": len(wrong), "wrong": wrong[:20]}
+
     def status(self) -> dict[str, Any]:
         """Figures of the whole fleet."""
         now = self.clock.monotonic()
         return {
-            "meters": {"dlms": len(self.dlms), "modbus": 0},
+            "meters": {"dlms": len(self.dlms), "modbus": len(self.modbus)},
             "captured": self.captured(),
             "violations": self.record.violations,
             "contacts": sum(m.contacts for m in self.dlms),
             "silent": sum(m.contacts == 0 for m in self.dlms),
-            "faults": {m.id: active for m in self.dlms if (active := m.faults.active(now))},
+            "modbus_requests": sum(u.requests for u in self.modbus),
+            "faults": {m.id: on for m in self.all() if (on := m.faults.active(now))},
             "gasps": len(self.gasps),
             "frozen_at": self.frozen_at,
         }
@@ -360,6 +422,62 @@ class Fleet:
             )
         self._next_number += group.count
         self._next_id = running_id(start, group.count)
+
+    def _add_modbus(self, group: ModbusGroup) -> None:
+        if group.framing not in ("modbus-tcp", "modbus-rtu"):
+            raise ConfigError("fleet", "modbus", "framing", f"no {group.framing!r}")
+        meter_map = load_map(group.model)
+        start = group.id or self._next_id
+        for k in range(group.count):
+            index = self._next_number + k
+            self.modbus.append(
+                Unit(
+                    id=running_id(start, k),
+                    line=group.line,
+                    map=meter_map,
+                    index=index,
+                    seed=self.spec.seed,
+                    unit=group.unit + k,
+                    clock=self.clock,
+                    number=FIRST_SERIAL + index,
+                    framing=group.framing,
+                )
+            )
+        mine = [u for u in self.modbus if u.line == group.line]
+        if len({u.unit for u in mine}) < len(mine) or not all(1 <= u.unit <= 247 for u in mine):
+            raise ConfigError(
+                "fleet", "modbus", "unit", f"line {group.line}: unit ids are 1 to 247, each once"
+            )
+        if len({u.framing for u in mine}) > 1:
+            raise ConfigError(
+                "fleet", "modbus", "framing", f"line {group.line}: one framing a line"
+            )
+        self._next_number += group.count
+        self._next_id = running_id(start, group.count)
+
+
+def _reports(reports: list[dict[str, Any]], order: dict[str, Any]) -> dict[str, Any]:
+    """The reports of many pushes, in the answer or in the file that the order names."""
+    if "file" not in order:
+        return {"gasps": reports}
+    Path(order["file"]).write_bytes(msgspec.json.encode(reports))
+    return {"count": len(reports), "file": order["file"]}
+
+
+class _Sample(msgspec.Struct, frozen=True):
+    """A published sample of a Modbus meter; `from` and `to` are the civil seconds between which it was read."""
+
+    meter: str
+    value: int
+    scaler: int
+    from_: float = msgspec.field(name="from")
+    to: float
+    obis: str = ""
+    name: str = ""
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else f"{value:f}"
 
 
 def _allow_sockets(count: int) -> None:

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_core.cli.main import json_option
 from edge_core.clock import SystemClock
-from edge_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from simulators.fleet import Fleet
-    from simulators.spec import FleetSpec
 
 MAX_ORDER = 1 << 20
 
@@ -56,19 +55,15 @@ MAX_ORDER = 1 << 20
     show_default=True,
     help="Folder for meters.csv, keys.toml, lines.toml, and state/ with the counters and violations.",
 )
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Accepted for symmetry: the output is JSON lines anyway.",
-)
+@json_option
 def simulate(
     config: Path | None,
     meters: int,
     history: str | None,
     seed: int | None,
     out: Path,
-    as_json: bool,  # noqa: ARG001 see its help
+    *,
+    as_json: bool,  # noqa: ARG001 JSON lines anyway
 ) -> None:
     """Run a fleet of simulated DLMS and Modbus meters."""
     import msgspec
@@ -76,21 +71,15 @@ def simulate(
     from simulators.fleet import Fleet
     from simulators.spec import DlmsGroup, FleetSpec, load_spec, span_s
 
-    try:
-        spec = load_spec(config) if config else FleetSpec(dlms=(DlmsGroup(count=meters),))
-        if history is not None:
+    spec = load_spec(config) if config else FleetSpec(dlms=(DlmsGroup(count=meters),))
+    if seed is not None:
+        spec = msgspec.structs.replace(spec, seed=seed)
+    if history is not None:
+        try:
             spec = msgspec.structs.replace(spec, history_s=span_s(history))
-        if seed is not None:
-            spec = msgspec.structs.replace(spec, seed=seed)
-        fleet = Fleet(spec, out / "state", SystemClock.from_environment())
-    except (ConfigError, ValueError) as error:
-        click.echo(f"opendcu simulate: {error}", err=True)
-        sys.exit(2)
-    try:
-        _loop_run(_serve(fleet, spec, out))
-    except OSError as error:
-        click.echo(f"opendcu simulate: {error}", err=True)
-        sys.exit(1)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--history") from None
+    _loop_run(_serve(Fleet(spec, out / "state", SystemClock.from_environment()), out))
 
 
 def _loop_run(main: Coroutine[Any, Any, None]) -> None:
@@ -102,7 +91,7 @@ def _loop_run(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
-async def _serve(fleet: Fleet, spec: FleetSpec, out: Path) -> None:
+async def _serve(fleet: Fleet, out: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -110,7 +99,7 @@ async def _serve(fleet: Fleet, spec: FleetSpec, out: Path) -> None:
     try:
         await fleet.open()
         fleet.write_files(out)
-        click.echo(json.dumps(fleet.ready() | {"out": str(out), "seed": spec.seed}))
+        click.echo(json.dumps(fleet.ready(out)))
         orders = loop.create_task(_obey(fleet, stop), name="orders")
         await stop.wait()
         orders.cancel()

@@ -67,25 +67,29 @@ class MiniStack:
             for k, v in os.environ.items()
             if k in ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH")
         }
-        return kept | {
-            "BIND_HOST": "127.0.0.1",
-            "GATEWAY_PORT": str(self.port),
-            "IOT_MTLS_PORT": str(self.mqtt_port),
-            "SFTP_ENABLED": "0",
-            "LAMBDA_EXECUTOR": "local",
-            "MINISTACK_REGION": REGION,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-            "S3_PERSIST": "1",
-            "S3_DATA_DIR": str(self.folder / "s3"),
-            "TMPDIR": str(self.folder / "tmp"),
-            "LOG_LEVEL": "INFO",
-            "POWERTOOLS_LOG_LEVEL": "INFO",
-        }
+        return (
+            kept
+            | {
+                "BIND_HOST": "127.0.0.1",
+                "GATEWAY_PORT": str(self.port),
+                "IOT_MTLS_PORT": str(self.mqtt_port),
+                "SFTP_ENABLED": "0",
+                "AUTH": "true",  # certificates are held to the policy of the template, functions to their roles
+                "LAMBDA_EXECUTOR": "local",
+                "MINISTACK_REGION": REGION,
+                "AWS_DEFAULT_REGION": REGION,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "AWS_CONFIG_FILE": os.devnull,
+                "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+                "S3_PERSIST": "1",
+                "S3_DATA_DIR": str(self.folder / "s3"),
+                "TMPDIR": str(self.folder / "tmp"),
+                "LOG_LEVEL": "INFO",
+                "POWERTOOLS_LOG_LEVEL": "INFO",
+            }
+        )
 
     def start(self) -> Self:
         """Start it and wait until it answers.

@@ -33,7 +33,7 @@ CHANNELS = ("import", "export", "q1", "q4", "vah", "t1")
 DAY_S = 86_400
 QUARTER_S = 900
 CYCLE_DAYS = 182
-ORIGIN = 1_609_459_200  # 2021-01-01 UTC: all meters were installed then, with a register that had run already
+ORIGIN = 1_704_067_200  # 2024-01-01 UTC: all meters were installed then, with a register that had run already
 
 _MONDAY_S = 4 * DAY_S  # 1970-01-05 was a Monday
 _HALF_HOURS = CYCLE_DAYS * 48
@@ -105,7 +105,7 @@ class Load:
         spin = int(mix(np.array([self._key], np.uint64))[0])
         self._scale = 700 + spin % 601 if copy else 1000
         self.export = index % 5 == 4
-        base = 100_000 + spin // 601 % 4_900_000
+        base = 100_000 + spin // 601 % 1_900_000
         self.start = np.array(
             [base, base // 9 * self.export, base // 4, base // 60, base * 21 // 20, base * 2 // 3]
         )

@@ -1,0 +1,138 @@
+"""The lines of the simulated Modbus meters: one pymodbus server per line, its units as SimDevices.
+
+Registers are computed when they are read (`SimDevice.action`). Faults: `silent`, `refuse` (both: no answer), `garbage`,
+`cut` at the packet, `slow` and `busy` at the request. Writes are refused with exception 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Any
+
+from pymodbus import FramerType
+from pymodbus.constants import ExcCodes
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from simulators.modbus.units import Unit
+
+SLOW_S = 1.2
+_TABLES = {3: "holding", 4: "input"}
+
+
+class ModbusLine:
+    """One TCP server with the units behind it."""
+
+    def __init__(self, units: list[Unit], seed: int) -> None:
+        self.units = {unit.unit: unit for unit in units}
+        self._rtu = units[0].framing == "modbus-rtu"
+        self._rng = random.Random(seed)
+        self._server: ModbusTcpServer | None = None
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen; the port is then in every unit."""
+        self._server = ModbusTcpServer(
+            [device(unit) for unit in self.units.values()],
+            framer=FramerType.RTU if self._rtu else FramerType.SOCKET,
+            address=(host, port),
+            ignore_missing_devices=True,  # a real line is silent there
+            trace_packet=self._packet,
+        )
+        await self._server.serve_forever(background=True)
+        listening: Any = self._server.transport
+        bound = listening.sockets[0].getsockname()[1]
+        for unit in self.units.values():
+            unit.host, unit.port = host, bound
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            await self._server.shutdown()  # type: ignore[no-untyped-call]
+
+    def _packet(self, sending: bool, packet: bytes) -> bytes:
+        unit = (
+            self.units.get(packet[0 if self._rtu else 6])
+            if len(packet) > 6 - 6 * self._rtu
+            else None
+        )
+        if not sending or unit is None:
+            return packet
+        if unit.has("silent") or unit.has("refuse"):
+            return b""
+        if unit.has("garbage"):
+            return self._rng.randbytes(len(packet))
+        if unit.has("cut"):
+            return packet[: len(packet) // 2]
+        return packet
+
+
+def device(unit: Unit) -> SimDevice:
+    """The SimDevice of a unit; undefined registers give exception 2, or zeros where the map tolerates holes."""
+    blocks: list[list[SimData]] = []
+    for table in ("holding", "input"):
+        source = table if len(unit.map.functions) < 2 else _only_table(unit)
+        addresses = sorted(address for where, address in unit.defined if where == source)
+        blocks.append(_runs(addresses, tolerant=unit.map.tolerant))
+    bits = [SimData(0, values=[False] * 16, datatype=DataType.BITS)]
+    return SimDevice(id=unit.unit, simdata=(bits, bits, blocks[0], blocks[1]), action=_action(unit))
+
+
+def _only_table(unit: Unit) -> str:
+    return "holding" if any(p.table == "holding" for p in unit.map.points) else "input"
+
+
+def _runs(addresses: list[int], *, tolerant: bool) -> list[SimData]:
+    if not addresses:
+        return [SimData(65_535, count=1, datatype=DataType.INVALID)]
+    runs: list[list[int]] = []
+    for address in addresses:
+        if runs and address - runs[-1][1] <= (64 if tolerant else 0):
+            runs[-1][1] = address + 1
+        else:
+            runs.append([address, address + 1])
+    return [
+        SimData(first, values=[0] * (end - first), datatype=DataType.REGISTERS)
+        for first, end in runs
+    ]
+
+
+def _action(unit: Unit) -> Callable[..., Coroutine[None, None, ExcCodes | None]]:
+    starts = {(p.table, p.address) for p in unit.map.points}
+    ends = {(p.table, p.end) for p in unit.map.points}
+
+    async def action(
+        function: int,
+        first: int,
+        address: int,
+        count: int,
+        registers: list[int],
+        values: list[int] | list[bool] | None,
+    ) -> ExcCodes | None:
+        if values is not None or function not in unit.map.functions:
+            return ExcCodes.ILLEGAL_FUNCTION
+        if unit.has("slow"):
+            await asyncio.sleep(SLOW_S)
+        if unit.has("busy"):
+            return ExcCodes.DEVICE_BUSY
+        if count > unit.map.limit:
+            return ExcCodes.ILLEGAL_VALUE
+        table = _TABLES[function] if len(unit.map.functions) < 2 else _only_table(unit)
+        if unit.map.aligned and not (
+            (table, address) in starts and (table, address + count) in ends
+        ):
+            return ExcCodes.ILLEGAL_ADDRESS
+        unit.requests += 1
+        at = int(unit.clock.now())
+        for point in unit.map.points:
+            if point.table == table and point.address < address + count and point.end > address:
+                registers[point.address - first : point.end - first] = unit.words(point, at)
+        for (where, place), word in unit.fixed.items():
+            if where == table and address <= place < address + count:
+                registers[place - first] = word
+        return None
+
+    return action
