@@ -79,10 +79,8 @@ class Fleet:
             self._add_dlms(group)
         for bus in spec.modbus:
             self._add_modbus(bus)
-        self._by_id: dict[str, Meter | Unit] = {
-            meter.id: meter for meter in (*self.dlms, *self.modbus)
-        }
-        if len(self._by_id) < len(self.dlms) + len(self.modbus):
+        self._by_id = {meter.id: meter for meter in self.all()}
+        if len(self._by_id) < len(self.all()):
             raise ConfigError("fleet", "dlms, modbus", "id", "two groups make the same ids")
 
     # --- life
@@ -114,11 +112,18 @@ class Fleet:
             await line.close()
         self.record.close()
 
-    def ready(self) -> dict[str, Any]:
-        """The line that `opendcu simulate` prints when all meters listen."""
+    def ready(self, folder: Path) -> dict[str, Any]:
+        """The line that `opendcu simulate` prints when all meters listen; the meters stand in the files in `folder`."""
         return {
             "ready": True,
-            "meters": [dict(zip(CSV_COLUMNS, row, strict=True)) for row in self._rows()],
+            "dlms": len(self.dlms),
+            "modbus": len(self.modbus),
+            "seed": self.spec.seed,
+            "history_s": self.spec.history_s,
+            "meters_csv": str(folder / "meters.csv"),
+            "keys_toml": str(folder / "keys.toml"),
+            "lines_toml": str(folder / "lines.toml"),
+            "record": str(self.record.path),
         }
 
     # --- files for a gateway
