@@ -6,11 +6,13 @@ there is one line for each host:port or serial device, shared by all units behin
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge_core.acquisition.drivers import Tracer
+    from edge_core.clock import Clock
     from edge_core.protocols.modbus.plan import Cost
 
 
@@ -54,6 +56,38 @@ class Answered:
     registers: tuple[int, ...]
     sent_at: float
     heard_at: float
+
+
+class BackOff:
+    """After a refused connection the next attempt waits, longer each time: fifty units cost one time-out."""
+
+    FIRST_S = 0.2
+    LONGEST_S = 30.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._not_before = 0.0
+
+    def check(self, name: str) -> None:
+        """Is an attempt allowed?
+
+        Raises:
+            Silent: not yet.
+        """
+        wait_s = self._not_before - self._clock.monotonic()
+        if wait_s > 0:
+            raise Silent(f"{name} could not be reached; the next attempt is in {wait_s:.1f} s")
+
+    def failed(self) -> None:
+        """An attempt failed."""
+        pause = min(self.LONGEST_S, self.FIRST_S * 2.0 ** min(self._failures, 10))
+        self._failures += 1
+        self._not_before = self._clock.monotonic() + pause * random.uniform(0.8, 1.2)
+
+    def succeeded(self) -> None:
+        """An attempt succeeded."""
+        self._failures = 0
 
 
 class ModbusLine(Protocol):

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from edge_core.acquisition.drivers.modbus.rtu import RtuLine, Timing
 from edge_core.acquisition.drivers.modbus.tcp import TcpLine
+from edge_core.transports.serial import SerialStream
+from edge_core.transports.tcp import connect
 
 if TYPE_CHECKING:
     from edge_core.acquisition.drivers.modbus.line import ModbusLine
     from edge_core.clock import Clock
     from edge_core.config.schema import Line
     from edge_core.config.values import Address
+    from edge_core.transports.stream import Stream
 
 LINGER_S = 5.0
 
@@ -87,4 +91,16 @@ def _endpoint(line: Line, address: Address) -> Endpoint:
 
 
 def _open(line: Line, address: Address, clock: Clock) -> ModbusLine:
-    return TcpLine(address.host, address.port, clock, line.timeout_s)
+    if line.framing == "modbus-tcp":
+        return TcpLine(address.host, address.port, clock, line.timeout_s)
+    timing = Timing.of(line.baudrate, line.parity, line.stopbits, line.timeout_s)
+    if line.transport == "serial":
+        return RtuLine(lambda: _port(line), line.device, timing, clock, echo=line.echo)
+    name = f"{address.host}:{address.port}"
+    return RtuLine(lambda: connect(address.host, address.port), name, timing, clock, echo=line.echo)
+
+
+async def _port(line: Line) -> Stream:
+    return SerialStream(
+        line.device, baudrate=line.baudrate, parity=line.parity, stopbits=line.stopbits
+    )

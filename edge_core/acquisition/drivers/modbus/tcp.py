@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException as PymodbusError
 
-from edge_core.acquisition.drivers.modbus.line import Answered, Ask, Garbled, Silent
+from edge_core.acquisition.drivers.modbus.line import Answered, Ask, BackOff, Garbled, Silent
 from edge_core.protocols.modbus import mbap
 from edge_core.protocols.modbus.pdu import ModbusException
 from edge_core.protocols.modbus.plan import TCP_COST
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 CONNECT_S = 3.0
 ANSWER_S = 3.0  # longer than most gateways wait for their unit before they say exception 11
-BACK_OFF_S = (0.2, 30.0)  # after a refused connection: first and longest pause
 
 # What pymodbus calls an error is raised by us, with meter and step; its own lines would say it a second time.
 logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
@@ -64,8 +63,7 @@ class TcpLine:
         self._tracer: Tracer | None = None
         self._rubbish = ""
         self._lost = False
-        self._failures = 0
-        self._not_before = 0.0
+        self._back_off = BackOff(clock)
 
     async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
         """See ModbusLine.read."""
@@ -125,9 +123,7 @@ class TcpLine:
         if client is not None and client.connected and not self._half_frame() and not self._rubbish:
             return client
         self.close()
-        wait_s = self._not_before - self._clock.monotonic()
-        if wait_s > 0:
-            raise Silent(f"cannot be connected; the next attempt is in {wait_s:.1f} s")
+        self._back_off.check(f"{self._host}:{self._port}")
         client = AsyncModbusTcpClient(
             self._host,
             port=self._port,
@@ -146,14 +142,9 @@ class TcpLine:
             if not connected:
                 self.close()
         if not connected:
-            self._failures += 1
-            first, longest = BACK_OFF_S
-            pause = min(longest, first * 2 ** min(self._failures - 1, 10)) * random.uniform(
-                0.8, 1.2
-            )
-            self._not_before = self._clock.monotonic() + pause
+            self._back_off.failed()
             raise Silent(f"no connection to {self._host}:{self._port}")
-        self._failures = 0
+        self._back_off.succeeded()
         # An answer is awaited with a deadline of ours; pymodbus must not time out first.
         client.ctx.comm_params.timeout_connect = 3600.0
         _keep_alive(client.ctx.transport)

@@ -1,0 +1,205 @@
+"""Modbus RTU with an own transport: on a serial port, or in a TCP stream behind a transparent serial server.
+
+RTU frames carry no transaction id: nothing but unit, function and size tells whose answer it is. Hence the rules here:
+- After a request without an answer (timed out, garbled, cancelled) the same unit is asked again only when its answer
+  can no longer come: LATE_S after the request and QUIET_S after the last octet; what comes meanwhile is thrown away.
+  Another unit need not wait: an answer of the first one has its unit in front and is passed over. A new TCP
+  connection changes nothing: a serial server hands late octets to whoever is connected now.
+- A request leaves after the line was silent for 3.5 characters (1.75 ms above 19,200 bits/s), or longer where the
+  meter or the line wants it.
+- Answers are hunted for in whatever comes (`protocols.modbus.rtu`): noise, echoes and other units' frames do no harm.
+- The wait is calculated from speed and size; it is not three seconds.
+
+Bounds: a line that never falls silent ends the request after BABBLE_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_core.acquisition.drivers.modbus.line import Answered, Ask, BackOff, Garbled, Silent
+from edge_core.protocols.modbus import pdu, rtu
+from edge_core.protocols.modbus.plan import rtu_cost
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from edge_core.acquisition.drivers import Tracer
+    from edge_core.clock import Clock
+    from edge_core.transports.stream import Stream
+
+ANSWER_DELAY_S = 0.6  # some meters are allowed 500 ms before they answer
+FIRST_DELAY_S = 1.0  # nobody knows yet how slow this one is
+SPARE = (
+    1.5  # of the calculated transmission time: pauses inside a frame are normal on USB and radio
+)
+SPARE_S = 0.2
+LATE_S = 1.6
+QUIET_S = 0.5
+BABBLE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Speed of a line.
+
+    Attributes:
+        character_s: seconds of one character.
+        silence_s: silent interval between frames.
+        timeout_s: whole wait for an answer; 0 = by speed and size.
+    """
+
+    character_s: float
+    silence_s: float
+    timeout_s: float = 0.0
+
+    @classmethod
+    def of(cls, baudrate: int, parity: str, stopbits: int, timeout_s: float = 0.0) -> Timing:
+        """The timing of a serial setting."""
+        character = rtu.character_s(baudrate, parity, stopbits)
+        return cls(character, rtu.silence_s(baudrate, character), timeout_s)
+
+    def wait_s(self, request: int, answer: int, first: bool) -> float:
+        """Longest time from the first octet sent to the last one received, for so many octets."""
+        if self.timeout_s:
+            return self.timeout_s
+        wire = (request + answer) * self.character_s + self.silence_s
+        return wire * SPARE + (FIRST_DELAY_S if first else ANSWER_DELAY_S) + SPARE_S
+
+
+class RtuLine:
+    """All units on one RS-485 line.
+
+    Args:
+        opener: opens the port or connection.
+        name: of the port or peer, for errors.
+        timing: speed of the line (behind a serial server: of its serial side).
+        clock: stamps answers, measures silences.
+        echo: the line returns what we send.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], Awaitable[Stream]],
+        name: str,
+        timing: Timing,
+        clock: Clock,
+        *,
+        echo: bool = False,
+    ) -> None:
+        self.cost = rtu_cost(timing.character_s, timing.silence_s)
+        self._opener = opener
+        self._name = name
+        self._timing = timing
+        self._clock = clock
+        self._echo = echo
+        self._lock = asyncio.Lock()
+        self._stream: Stream | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._back_off = BackOff(clock)
+        self._last_octet = 0.0
+        self._owed: dict[int, float] = {}
+        """Monotonic second until which a late answer of a unit must be reckoned with."""
+
+    async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
+        """See ModbusLine.read."""
+        async with self._lock:
+            stream = await self._opened()
+            try:
+                await self._fall_silent(stream, ask)
+                return await self._exchange(stream, ask, tracer)
+            except TimeoutError as error:  # a text of ours: see _fall_silent
+                raise Silent(str(error)) from error
+            except OSError as error:
+                self.close()
+                raise Silent(str(error)) from error
+
+    async def _exchange(self, stream: Stream, ask: Ask, tracer: Tracer | None) -> Answered:
+        hunt = rtu.Hunt(ask.unit, ask.function, ask.count)
+        request = rtu.frame(ask.unit, pdu.read_request(ask.function, ask.address, ask.count))
+        sent_at, began = self._clock.now(), self._clock.monotonic()
+        wait_s = self._timing.wait_s(len(request), hunt.size, ask.first)
+        self._owed[ask.unit] = began + max(LATE_S, wait_s)
+        if tracer:
+            tracer("send", request)
+        stream.write(request)
+        self._last_octet = began + len(request) * self._timing.character_s
+        answer, octets = await self._hear(stream, hunt, request, began + wait_s)
+        if tracer and octets:
+            tracer("receive", octets)
+        if answer is None:
+            if octets:
+                raise Garbled(hunt.describe(octets))
+            raise Silent(f"no answer in {wait_s:.1f} s")
+        del self._owed[ask.unit]
+        heard_at = self._clock.now()
+        return Answered(pdu.read_answer(answer, ask.function, ask.count), sent_at, heard_at)
+
+    async def _hear(
+        self, stream: Stream, hunt: rtu.Hunt, request: bytes, until: float
+    ) -> tuple[bytes | None, bytes]:
+        """The PDU of the answer, or None at the deadline, and all octets that came but an announced echo."""
+        octets = b""
+        while (left := until - self._clock.monotonic()) > 0:
+            try:
+                octets += await stream.read(left)
+            except TimeoutError:
+                break
+            self._last_octet = self._clock.monotonic()
+            if self._echo and octets.startswith(request):
+                octets = octets[len(request) :]
+            answer = hunt.find(octets)
+            if answer is not None:
+                return answer, octets
+            octets = octets[-rtu.MAX_BUFFER :]
+        return None, octets
+
+    async def _fall_silent(self, stream: Stream, ask: Ask) -> None:
+        """Wait until the line is free for a request to this unit; what comes meanwhile is thrown away."""
+        silence_s = max(self._timing.silence_s, ask.gap_s)
+        began = self._clock.monotonic()
+        until = began
+        if ask.unit in self._owed:
+            until = self._owed.pop(ask.unit)
+            silence_s = max(silence_s, QUIET_S)
+        while True:
+            now = self._clock.monotonic()
+            free = max(until, self._last_octet + silence_s)
+            # Look at least once: what lies in the buffer came after the last answer.
+            try:
+                await stream.read(max(0.0, free - now))
+            except TimeoutError:
+                if self._clock.monotonic() >= free:
+                    return
+                continue
+            self._last_octet = self._clock.monotonic()
+            if self._last_octet > max(began, until) + BABBLE_S:
+                raise TimeoutError(f"{self._name} never falls silent: somebody else is talking")
+
+    # --- port
+
+    async def _opened(self) -> Stream:
+        if self._stream is None:
+            if self._closing:
+                await asyncio.wait(self._closing)
+            self._back_off.check(self._name)
+            try:
+                self._stream = await self._opener()
+            except OSError as error:
+                self._back_off.failed()
+                raise Silent(f"{self._name}: {error}") from error
+            self._back_off.succeeded()
+            self._last_octet = self._clock.monotonic()
+        return self._stream
+
+    def close(self) -> None:
+        """See ModbusLine.close; the next opening waits until it is done."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            task = asyncio.get_running_loop().create_task(
+                stream.close(), name=f"close {self._name}"
+            )
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
