@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+__all__ = ["Counts", "Hooks", "Sender", "SenderStatus"]
+
 log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = {"greengrass": 4_800}
@@ -169,8 +171,9 @@ class Sender:
             why = outbox.was_damaged or "uplink.db is new, the journal is not"
         elif not outbox.was_created and epoch < outbox.epoch:
             why = "the journal is older than uplink.db"
+        floor = max(outbox.epoch, epoch)
         for _ in range(3):  # a new epoch is the UTC second, or the last + 1
-            if why and epoch <= max(self._journal.epoch if outbox.was_created else 0, outbox.epoch):
+            if why and epoch <= floor:
                 epoch = self._journal.renew_epoch()
         outbox.begin(epoch)
         if why:
@@ -484,13 +487,9 @@ class Sender:
         if draft is None:
             return max(idle_s, 0.005)
         while (sent := self._enter(draft)) is None:
-            await asyncio.sleep(
-                HOUSEKEEPING_S
-            )  # no number: the disk is full, or a new epoch begins
-            if self._paused:
-                return (
-                    HOUSEKEEPING_S  # the packer begins again, this draft is among what it will read
-                )
+            await asyncio.sleep(HOUSEKEEPING_S)  # the disk is full, or a new epoch begins
+            if self._renumbering():
+                return HOUSEKEEPING_S  # the packer begins again and will make this draft anew
         await self._leave(sent)
         return 0.0
 
@@ -728,6 +727,9 @@ class Sender:
         self._deliveries.release(await self._build(gone))
 
     # --- small
+
+    def _renumbering(self) -> bool:
+        return self._paused
 
     def _today(self) -> int:
         return datetime.fromtimestamp(self._clock.now(), self._zone).toordinal()

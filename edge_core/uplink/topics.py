@@ -31,7 +31,7 @@ class Topics:
 
     def __init__(self, prefix: str, dcu: str, *, basic_ingest: bool = False) -> None:
         self.base = f"{prefix}/{dcu}"
-        self.down = f"{self.base}/down/#"
+        self.subscription = f"{self.base}/down/#"
         self.acks = f"{self.base}/down/acks"
         self.commands = f"{self.base}/down/commands/"
         self._reads = BASIC_INGEST if basic_ingest else ""
