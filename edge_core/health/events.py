@@ -1,0 +1,377 @@
+"""What happens to a gateway, one function per event: each logs and counts, always both.
+
+ERROR: data are lost or a human is needed. WARNING: unexpected, and healed or being healed. INFO: a state changed.
+DEBUG: per meter. The counter is `opendcu_gateway_events_total{event=...}`; the events page of the docs is written
+from these functions. No argument is ever a key, a password or a decrypted APDU.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from edge_core.health import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_core.clock import Clock
+
+log = logging.getLogger("edge_core.events")
+
+EVENTS = metrics.counter(
+    "opendcu_gateway_events_total", "Events by code; see the events page.", ("event",)
+)
+FAILED_READS = metrics.counter(
+    "opendcu_acquisition_failed_visits_total", "Visits to meters that failed.", ("line", "error")
+)
+
+SINGLE_LINES = 20
+"""Meters lost or back within WINDOW_S that get a line each; more are summed up in one."""
+WINDOW_S = 60.0
+
+
+def _tell(code: str, level: int, text: str, **fields: Any) -> None:
+    EVENTS.inc(code)
+    log.log(level, text, extra={"code": code, **fields})
+
+
+# The gateway ----------------------------------------------------------------------------------------------------------
+
+
+def started(version: str, roles: Sequence[str], meters: int) -> None:
+    """The gateway runs and polls."""
+    _tell(
+        "started",
+        logging.INFO,
+        f"OpenDCU {version} runs",
+        version=version,
+        roles=list(roles),
+        meters=meters,
+    )
+
+
+def stopping(why: str) -> None:
+    """The gateway was asked to stop: it flushes and closes."""
+    _tell("stopping", logging.INFO, f"stopping: {why}", why=why)
+
+
+def reloaded(changed: Sequence[str]) -> None:
+    """The configuration was read again and is in use."""
+    _tell("reloaded", logging.INFO, f"configuration reloaded: {', '.join(changed) or 'no change'}")
+
+
+def reload_refused(mistakes: Sequence[str]) -> None:
+    """The new configuration has mistakes; the old one stays in use."""
+    _tell(
+        "reload-refused",
+        logging.ERROR,
+        f"configuration not reloaded, {len(mistakes)} mistakes; the old one stays in use",
+        mistakes=list(mistakes[:20]),
+    )
+
+
+def config_unknown_key(where: str) -> None:
+    """A key of the configuration that this release does not know; it is ignored."""
+    _tell("config-unknown-key", logging.WARNING, f"ignored: {where}")
+
+
+def clock_invalid() -> None:
+    """The system clock is not synchronised: nothing is stamped by it, and no due count rises."""
+    _tell(
+        "clock-invalid",
+        logging.WARNING,
+        "the clock is not synchronised: nothing is stamped until it is",
+    )
+
+
+def clock_valid(step_s: float) -> None:
+    """The system clock is synchronised now."""
+    _tell(
+        "clock-valid",
+        logging.INFO,
+        f"the clock is synchronised, it moved {step_s:+.1f} s",
+        step_s=step_s,
+    )
+
+
+def loop_stalled(for_s: float, where: str) -> None:
+    """The main loop did not turn for so long; `where` is the line it stands at."""
+    _tell(
+        "loop-stalled",
+        logging.ERROR,
+        f"the main loop stands still for {for_s:.1f} s at {where}",
+        for_s=for_s,
+    )
+
+
+def role_failed(role: str, error: BaseException) -> None:
+    """A part of the gateway ended with an unexpected error and is started again."""
+    EVENTS.inc("role-failed")
+    log.error(
+        "%s failed and is started again: %s",
+        role,
+        type(error).__name__,
+        exc_info=error,
+        extra={"code": "role-failed", "role": role},
+    )
+
+
+# Meters ---------------------------------------------------------------------------------------------------------------
+
+
+class MeterWatch:
+    """Meters that do not answer: told once when one is lost and once when it is back, with how long.
+
+    Thousands at once make one line a minute. Bounded by the number of meters. Not thread-safe: the poller's loop.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lost: dict[str, tuple[float, int]] = {}  # since (monotonic s), failed visits
+        self._window = clock.monotonic()
+        self._told = 0
+        self._untold = {"lost": 0, "back": 0}
+
+    @property
+    def lost(self) -> int:
+        """How many are lost now."""
+        return len(self._lost)
+
+    def failed(self, meter: str, line: str, error: BaseException) -> None:
+        """A visit to the meter failed."""
+        FAILED_READS.inc(line, type(error).__name__)
+        since, visits = self._lost.get(meter, (self._clock.monotonic(), 0))
+        self._lost[meter] = (since, visits + 1)
+        if visits:
+            log.debug("%s", error, extra={"code": "visit-failed", "meter": meter, "line": line})
+        elif self._tells("lost"):
+            _tell(
+                "meter-lost",
+                logging.WARNING,
+                str(error),
+                meter=meter,
+                line=line,
+                cause=type(error).__name__,
+            )
+        else:
+            EVENTS.inc("meter-lost")
+
+    def answered(self, meter: str, line: str) -> None:
+        """A visit to the meter succeeded."""
+        if meter not in self._lost:
+            return
+        since, visits = self._lost.pop(meter)
+        for_s = self._clock.monotonic() - since
+        if self._tells("back"):
+            text = f"meter {meter} is back after {for_s:.0f} s and {visits} failed visits"
+            _tell(
+                "meter-back",
+                logging.INFO,
+                text,
+                meter=meter,
+                line=line,
+                for_s=round(for_s, 1),
+                visits=visits,
+            )
+        else:
+            EVENTS.inc("meter-back")
+
+    def tick(self) -> None:
+        """Sum up what was not told, if the window is over; call it every now and then."""
+        if self._clock.monotonic() - self._window < WINDOW_S:
+            return
+        lost, back = self._untold["lost"], self._untold["back"]
+        if lost or back:
+            log.warning(
+                "%d more meters lost and %d back within %d s; %d are silent now",
+                lost,
+                back,
+                round(self._clock.monotonic() - self._window),
+                len(self._lost),
+                extra={
+                    "code": "meters-summary",
+                    "lost": lost,
+                    "back": back,
+                    "silent": len(self._lost),
+                },
+            )
+        self._window = self._clock.monotonic()
+        self._told = 0
+        self._untold = {"lost": 0, "back": 0}
+
+    def _tells(self, what: str) -> bool:
+        """Has this one a line of its own?"""
+        self.tick()
+        if self._told < SINGLE_LINES:
+            self._told += 1
+            return True
+        self._untold[what] += 1
+        return False
+
+
+def key_rejected(meter: str, cause: str) -> None:
+    """A meter does not accept a key, or cannot prove that it knows ours: it is parked, a human is needed."""
+    _tell(
+        "key-rejected",
+        logging.ERROR,
+        f"meter {meter}: key rejected: {cause}; it is not asked again",
+        meter=meter,
+    )
+
+
+def wrong_meter(meter: str, expected: str, found: str) -> None:
+    """Another device than the configured one answers at this address."""
+    text = f"meter {meter}: device {found} answers, {expected or 'another one'} was expected"
+    _tell("wrong-meter", logging.ERROR, text, meter=meter, expected=expected, found=found)
+
+
+def foreign_client(meter: str, ours: int, theirs: int) -> None:
+    """The meter's invocation counter moved without us: somebody else uses our key."""
+    text = f"meter {meter}: its invocation counter stands at {theirs}, ours at {ours}: another client uses this key"
+    _tell("foreign-client", logging.ERROR, text, meter=meter, ours=ours, theirs=theirs)
+
+
+def meter_clock(meter: str, offset_s: float, did: str) -> None:
+    """A meter's clock is off; `did` says what was done about it."""
+    _tell(
+        "clock",
+        logging.WARNING,
+        f"meter {meter}: clock {offset_s:+.0f} s off: {did}",
+        meter=meter,
+        offset_s=offset_s,
+    )
+
+
+def layout_changed(meter: str, profile: str) -> None:
+    """Capture objects or scalers differ from the proven ones; rows since the last proof are read again."""
+    text = (
+        f"meter {meter}: the layout of {profile} changed; rows since the last proof are read again"
+    )
+    _tell("layout-changed", logging.WARNING, text, meter=meter, profile=profile)
+
+
+# Pushes and alarms ----------------------------------------------------------------------------------------------------
+
+
+def push_dropped(cause: str, sender: str) -> None:
+    """A push was not believed: tag-invalid, replayed, downgraded, malformed or unknown-sender."""
+    _tell(
+        "push-dropped",
+        logging.WARNING,
+        f"push from {sender} dropped: {cause}",
+        cause=cause,
+        sender=sender,
+    )
+
+
+def alarm_raised(alarm_code: str, meter: str, class_: str) -> None:
+    """An alarm left for the cloud."""
+    _tell(
+        "alarm",
+        logging.INFO,
+        f"alarm {alarm_code}{f' of {meter}' if meter else ''}",
+        alarm=alarm_code,
+        meter=meter,
+        alarm_class=class_,
+    )
+
+
+def outage_inferred(group: str, silent: int, of: int) -> None:
+    """So many meters of a feeder or transformer are silent that it must be an outage."""
+    _tell(
+        "outage-inferred",
+        logging.WARNING,
+        f"outage inferred at {group}: {silent} of {of} meters silent",
+        group=group,
+    )
+
+
+# Journal --------------------------------------------------------------------------------------------------------------
+
+
+def journal_opened(epoch: int, waiting: int) -> None:
+    """The journal is open; so many readings wait for the cloud."""
+    _tell(
+        "journal-opened",
+        logging.INFO,
+        f"journal open, epoch {epoch}, {waiting} readings waiting",
+        epoch=epoch,
+        waiting=waiting,
+    )
+
+
+def journal_damaged(file: str, cause: str) -> None:
+    """A file could not be read, was set aside, and a fresh one begun under a new epoch."""
+    _tell(
+        "journal-damaged",
+        logging.ERROR,
+        f"journal damaged, set aside as {file}: {cause}",
+        file=file,
+        cause=cause,
+    )
+
+
+def journal_full(free: str) -> None:
+    """No room is left that may be freed: profiles are not read until there is."""
+    _tell(
+        "journal-full",
+        logging.ERROR,
+        f"journal full ({free}): the meters' own memory is the buffer now",
+    )
+
+
+def journal_has_room() -> None:
+    """There is room again; what was missed is read from the meters."""
+    _tell(
+        "journal-has-room",
+        logging.INFO,
+        "the journal has room again; what was missed is read from the meters",
+    )
+
+
+def disk_failed(cause: str) -> None:
+    """A write to the disk failed."""
+    _tell("disk", logging.ERROR, f"disk: {cause}", cause=cause)
+
+
+# Uplink ---------------------------------------------------------------------------------------------------------------
+
+
+def uplink_up(url: str, after_s: float) -> None:
+    """Connected to the broker, after so long without."""
+    _tell(
+        "uplink-up",
+        logging.INFO,
+        f"uplink up: {url}, after {after_s:.0f} s",
+        url=url,
+        after_s=round(after_s, 1),
+    )
+
+
+def uplink_down(url: str, cause: str) -> None:
+    """The broker is away; messages wait in the journal."""
+    _tell("uplink-down", logging.WARNING, f"uplink down: {url}: {cause}", url=url, cause=cause)
+
+
+def message_set_aside(n: int, cause: str) -> None:
+    """The broker or the cloud refused a message; it is kept, named, and blocks nobody."""
+    _tell("message-set-aside", logging.ERROR, f"message {n} set aside: {cause}", n=n, cause=cause)
+
+
+def no_acks(for_s: float) -> None:
+    """Messages are published, and the cloud acknowledges none."""
+    _tell(
+        "no-acks", logging.ERROR, f"the cloud acknowledged nothing for {for_s:.0f} s", for_s=for_s
+    )
+
+
+def command_refused(command: str, id_: str, cause: str) -> None:
+    """A command of the cloud was not run."""
+    _tell(
+        "command-refused",
+        logging.WARNING,
+        f"command {command} {id_} refused: {cause}",
+        command=command,
+        cause=cause,
+    )
