@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -111,6 +112,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _json_like(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has neither NaN nor infinity
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
