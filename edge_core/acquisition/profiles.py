@@ -35,7 +35,10 @@ def is_sampled(model: Model) -> bool:
 
 def kinds_of(model: Model) -> list[str]:
     """Kinds of profiles that may be read: interval, midnight, billing, instantaneous, events-<k>."""
-    return list(model.profiles) if isinstance(model, DlmsModel) else list(_SAMPLED)
+    if isinstance(model, DlmsModel):
+        return list(model.profiles)
+    sampled = {"interval": model.interval.points, "midnight": model.midnight.points}
+    return [kind for kind in _SAMPLED if sampled.get(kind, True)]
 
 
 def profile_of(model: Model, kind: str) -> tuple[Obis, int]:

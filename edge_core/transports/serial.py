@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
+import termios
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import serial
@@ -54,6 +57,8 @@ class SerialStream:
         self._waiter: asyncio.Future[None] | None = None
         self._ended: OSError | None = None
         try:
+            if _is_pseudo_terminal(device):
+                parity, stopbits, bytesize = "N", 1, 8  # it has no wire, and refuses the rest
             self._port: Any = serial.Serial(
                 device,
                 baudrate,
@@ -64,7 +69,7 @@ class SerialStream:
                 write_timeout=0,
                 exclusive=True,
             )
-        except serial.SerialException as error:
+        except (serial.SerialException, termios.error, ValueError) as error:
             raise OSError(_plainly(device, error)) from error
         with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError):
             self._port.set_low_latency_mode(True)
@@ -161,10 +166,22 @@ def _expire(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _plainly(device: str, error: serial.SerialException) -> str:
+def _is_pseudo_terminal(device: str) -> bool:
+    """Majors 136 to 143 are the slave ends of pseudo-terminals."""
+    try:
+        status = Path(device).stat()
+    except OSError as error:
+        raise OSError(f"{device} cannot be opened: {error.strerror}") from error
+    return stat.S_ISCHR(status.st_mode) and 136 <= os.major(status.st_rdev) <= 143
+
+
+def _plainly(device: str, error: Exception) -> str:
     """Why a port cannot be opened, for people."""
     if isinstance(error.__context__, BlockingIOError) or "exclusively lock" in str(error):
         return f"{device} is in use by another program"
-    if error.errno is not None:
-        return f"{device} cannot be opened: {os.strerror(error.errno)}"
+    number = getattr(error, "errno", None)
+    if isinstance(number, int):
+        return f"{device} cannot be opened: {os.strerror(number)}"
+    if isinstance(error, termios.error):
+        return f"{device} is no serial port, or cannot have this speed, parity or stop bits"
     return f"{device} cannot be opened: {error}"

@@ -65,7 +65,7 @@ class Driver:
         model: its model.
         keys: unused: Modbus has none.
         counters: unused.
-        memory: what is known of this meter; key "modbus" is ours.
+        memory: what is known of this meter: key "modbus" for what rarely changes, "modbus-series" for counters.
         clock: stamps samples.
         tracer: sees plans and frames.
         site: the gateway's civil time.
@@ -133,7 +133,7 @@ class Driver:
         device = await self.identify()
         with self._named():
             bulk = await self._read(self._points.spans(items))
-            series = Series.load(self._known, device.serial)
+            series = Series.load(self._memory.get("modbus-series"), device.serial)
             rolled: list[str] = []
             if kind != "instantaneous":
                 bulk, rolled = await self._continue(series, items, bulk)
@@ -355,7 +355,7 @@ class Driver:
             counters = self._counters(items, bulk)
             verdict = series.compare(counters)
         series.take(counters, verdict)
-        self._remember(**series.save())
+        self._memory.put("modbus-series", series.save())
         return bulk, list(verdict.rolled)
 
     def _counters(self, items: Sequence[Point | Sum], bulk: Bulk) -> list[Counter]:

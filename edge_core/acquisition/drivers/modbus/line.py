@@ -104,6 +104,6 @@ class ModbusLine(Protocol):
         """
         ...
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection or port; the next request opens it again."""
         ...

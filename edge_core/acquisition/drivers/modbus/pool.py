@@ -79,9 +79,9 @@ async def _linger(lines: dict[Endpoint, _Shared], endpoint: Endpoint, shared: _S
         await asyncio.sleep(LINGER_S)
     finally:
         if not shared.leases:
-            shared.line.close()
             if lines.get(endpoint) is shared:
                 del lines[endpoint]
+            await shared.line.close()
 
 
 def _endpoint(line: Line, address: Address) -> Endpoint:

@@ -5,6 +5,8 @@ RTU frames carry no transaction id: nothing but unit, function and size tells wh
   can no longer come: LATE_S after the request and QUIET_S after the last octet; what comes meanwhile is thrown away.
   Another unit need not wait: an answer of the first one has its unit in front and is passed over. A new TCP
   connection changes nothing: a serial server hands late octets to whoever is connected now.
+- When the repeat is answered, the unit may still owe the answer to the first request: DOUBT_S of silence go by before
+  it is asked something else.
 - A request leaves after the line was silent for 3.5 characters (1.75 ms above 19,200 bits/s), or longer where the
   meter or the line wants it.
 - Answers are hunted for in whatever comes (`protocols.modbus.rtu`): noise, echoes and other units' frames do no harm.
@@ -38,6 +40,7 @@ SPARE = (
 SPARE_S = 0.2
 LATE_S = 1.6
 QUIET_S = 0.5
+DOUBT_S = 0.5
 BABBLE_S = 3.0
 
 
@@ -97,24 +100,28 @@ class RtuLine:
         self._echo = echo
         self._lock = asyncio.Lock()
         self._stream: Stream | None = None
-        self._closing: set[asyncio.Task[None]] = set()
         self._back_off = BackOff(clock)
         self._last_octet = 0.0
+        # Until which monotonic second an answer of a unit may still come that nobody waits for any more.
         self._owed: dict[int, float] = {}
-        """Monotonic second until which a late answer of a unit must be reckoned with."""
+        self._unanswered: set[int] = set()
 
     async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
         """See ModbusLine.read."""
         async with self._lock:
             stream = await self._opened()
+            doubtful = ask.unit in self._unanswered
             try:
                 await self._fall_silent(stream, ask)
                 return await self._exchange(stream, ask, tracer)
             except TimeoutError as error:  # a text of ours: see _fall_silent
                 raise Silent(str(error)) from error
             except OSError as error:
-                self.close()
+                await self.close()
                 raise Silent(str(error)) from error
+            finally:
+                if doubtful and ask.unit not in self._unanswered:
+                    self._owed[ask.unit] = self._clock.monotonic() + DOUBT_S
 
     async def _exchange(self, stream: Stream, ask: Ask, tracer: Tracer | None) -> Answered:
         hunt = rtu.Hunt(ask.unit, ask.function, ask.count)
@@ -122,6 +129,7 @@ class RtuLine:
         sent_at, began = self._clock.now(), self._clock.monotonic()
         wait_s = self._timing.wait_s(len(request), hunt.size, ask.first)
         self._owed[ask.unit] = began + max(LATE_S, wait_s)
+        self._unanswered.add(ask.unit)
         if tracer:
             tracer("send", request)
         stream.write(request)
@@ -134,6 +142,7 @@ class RtuLine:
                 raise Garbled(hunt.describe(octets))
             raise Silent(f"no answer in {wait_s:.1f} s")
         del self._owed[ask.unit]
+        self._unanswered.discard(ask.unit)
         heard_at = self._clock.now()
         return Answered(pdu.read_answer(answer, ask.function, ask.count), sent_at, heard_at)
 
@@ -182,8 +191,6 @@ class RtuLine:
 
     async def _opened(self) -> Stream:
         if self._stream is None:
-            if self._closing:
-                await asyncio.wait(self._closing)
             self._back_off.check(self._name)
             try:
                 self._stream = await self._opener()
@@ -194,12 +201,8 @@ class RtuLine:
             self._last_octet = self._clock.monotonic()
         return self._stream
 
-    def close(self) -> None:
-        """See ModbusLine.close; the next opening waits until it is done."""
+    async def close(self) -> None:
+        """See ModbusLine.close."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            task = asyncio.get_running_loop().create_task(
-                stream.close(), name=f"close {self._name}"
-            )
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            await stream.close()

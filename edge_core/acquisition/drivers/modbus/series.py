@@ -49,17 +49,20 @@ class Series:
     last: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, known: dict[str, Any], serial: str) -> Series:
-        """From what the driver remembers."""
+    def load(cls, known: dict[str, Any] | None, serial: str) -> Series:
+        """From what the driver remembers; what belongs to another device is forgotten."""
+        if not known or known.get("serial") != serial:
+            return cls(serial)
         last = {
             str(name): (int(value), int(scaler))
-            for name, (value, scaler) in (known.get("counters") or {}).items()
+            for name, (value, scaler) in known["counters"].items()
         }
-        return cls(serial, int(known.get("series") or 0), last)
+        return cls(serial, int(known["series"]), last)
 
     def save(self) -> dict[str, Any]:
         """To be remembered."""
         return {
+            "serial": self.serial,
             "series": self.number,
             "counters": {name: list(pair) for name, pair in self.last.items()},
         }

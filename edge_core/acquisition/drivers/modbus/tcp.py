@@ -108,7 +108,7 @@ class TcpLine:
             cause = Garbled(f"only part of an answer came in {self._timeout_s:g} s")
         else:
             return Silent(f"no answer in {self._timeout_s:g} s")
-        self.close()
+        self._drop()
         return cause
 
     def _half_frame(self) -> int:
@@ -122,7 +122,7 @@ class TcpLine:
         client = self._client
         if client is not None and client.connected and not self._half_frame() and not self._rubbish:
             return client
-        self.close()
+        await self.close()
         self._back_off.check(f"{self._host}:{self._port}")
         client = AsyncModbusTcpClient(
             self._host,
@@ -140,7 +140,7 @@ class TcpLine:
             connected = await client.connect()
         finally:
             if not connected:
-                self.close()
+                self._drop()
         if not connected:
             self._back_off.failed()
             raise Silent(f"no connection to {self._host}:{self._port}")
@@ -178,12 +178,18 @@ class TcpLine:
             with contextlib.suppress(RuntimeError):  # it has just ended by itself
                 self._deadline.reschedule(asyncio.get_running_loop().time())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See ModbusLine.close."""
+        if self._drop():
+            await asyncio.sleep(0)  # the socket is closed in the loop's next round
+
+    def _drop(self) -> bool:
+        """End the connection; was there one?"""
         client, self._client = self._client, None
         if client is not None:
             client.close()
             self._rubbish = ""
+        return client is not None
 
 
 def _keep_alive(transport: Any) -> None:
