@@ -8,26 +8,30 @@ from these functions. No argument is ever a key, a password or a decrypted APDU.
 from __future__ import annotations
 
 import logging
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from edge_core.clock import SystemClock
 from edge_core.health import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_core.clock import Clock
+    from edge_core.errors import MeterError
 
 log = logging.getLogger("edge_core.events")
 
 EVENTS = metrics.counter(
     "opendcu_gateway_events_total", "Events by code; see the events page.", ("event",)
 )
-FAILED_READS = metrics.counter(
-    "opendcu_acquisition_failed_visits_total", "Visits to meters that failed.", ("line", "error")
+LOST = metrics.counter(
+    "opendcu_acquisition_lost_meters_total", "Meters that stopped answering, by error.", ("error",)
 )
 
 SINGLE_LINES = 20
-"""Meters lost or back within WINDOW_S that get a line each; more are summed up in one."""
+"""Events of meters within WINDOW_S that get a line each; more are summed up in one."""
 WINDOW_S = 60.0
 
 
@@ -120,94 +124,82 @@ def role_failed(role: str, error: BaseException) -> None:
 # Meters ---------------------------------------------------------------------------------------------------------------
 
 
-class MeterWatch:
-    """Meters that do not answer: told once when one is lost and once when it is back, with how long.
-
-    Thousands at once make one line a minute. Bounded by the number of meters. Not thread-safe: the poller's loop.
-    """
+class Burst:
+    """Thousands at once make one line a minute: SINGLE_LINES events of a window are told, the others summed up."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lost: dict[str, tuple[float, int]] = {}  # since (monotonic s), failed visits
+        self._guard = threading.Lock()
         self._window = clock.monotonic()
         self._told = 0
-        self._untold = {"lost": 0, "back": 0}
+        self._untold: Counter[str] = Counter()
 
-    @property
-    def lost(self) -> int:
-        """How many are lost now."""
-        return len(self._lost)
-
-    def failed(self, meter: str, line: str, error: BaseException) -> None:
-        """A visit to the meter failed."""
-        FAILED_READS.inc(line, type(error).__name__)
-        since, visits = self._lost.get(meter, (self._clock.monotonic(), 0))
-        self._lost[meter] = (since, visits + 1)
-        if visits:
-            log.debug("%s", error, extra={"code": "visit-failed", "meter": meter, "line": line})
-        elif self._tells("lost"):
-            _tell(
-                "meter-lost",
-                logging.WARNING,
-                str(error),
-                meter=meter,
-                line=line,
-                cause=type(error).__name__,
-            )
-        else:
-            EVENTS.inc("meter-lost")
-
-    def answered(self, meter: str, line: str) -> None:
-        """A visit to the meter succeeded."""
-        if meter not in self._lost:
-            return
-        since, visits = self._lost.pop(meter)
-        for_s = self._clock.monotonic() - since
-        if self._tells("back"):
-            text = f"meter {meter} is back after {for_s:.0f} s and {visits} failed visits"
-            _tell(
-                "meter-back",
-                logging.INFO,
-                text,
-                meter=meter,
-                line=line,
-                for_s=round(for_s, 1),
-                visits=visits,
-            )
-        else:
-            EVENTS.inc("meter-back")
-
-    def tick(self) -> None:
-        """Sum up what was not told, if the window is over; call it every now and then."""
-        if self._clock.monotonic() - self._window < WINDOW_S:
-            return
-        lost, back = self._untold["lost"], self._untold["back"]
-        if lost or back:
-            log.warning(
-                "%d more meters lost and %d back within %d s; %d are silent now",
-                lost,
-                back,
-                round(self._clock.monotonic() - self._window),
-                len(self._lost),
-                extra={
-                    "code": "meters-summary",
-                    "lost": lost,
-                    "back": back,
-                    "silent": len(self._lost),
-                },
-            )
-        self._window = self._clock.monotonic()
-        self._told = 0
-        self._untold = {"lost": 0, "back": 0}
-
-    def _tells(self, what: str) -> bool:
+    def tells(self, what: str) -> bool:
         """Has this one a line of its own?"""
-        self.tick()
-        if self._told < SINGLE_LINES:
-            self._told += 1
-            return True
-        self._untold[what] += 1
-        return False
+        self.summarise()
+        with self._guard:
+            if self._told < SINGLE_LINES:
+                self._told += 1
+                return True
+            self._untold[what] += 1
+            return False
+
+    def summarise(self) -> None:
+        """Tell in one line what had none, once the window is over."""
+        with self._guard:
+            for_s = self._clock.monotonic() - self._window
+            if for_s < WINDOW_S:
+                return
+            untold, self._untold = self._untold, Counter()
+            self._window += for_s
+            self._told = 0
+        if untold:
+            text = ", ".join(f"{count} times {what}" for what, count in sorted(untold.items()))
+            log.warning(
+                "within %d s also %s",
+                round(for_s),
+                text,
+                extra={"code": "summary", "counts": dict(untold)},
+            )
+
+
+_burst = Burst(SystemClock())
+
+
+def summarise(burst: Burst | None = None) -> None:
+    """Tell what the last minute had too many of; call it about once a minute."""
+    (burst or _burst).summarise()
+
+
+def meter_lost(meter: str, error: MeterError, *, burst: Burst | None = None) -> None:
+    """A meter does not answer any more; call it at the first failed visit, further ones are not told."""
+    LOST.inc(type(error).__name__)
+    if (burst or _burst).tells("meter-lost"):
+        _tell("meter-lost", logging.WARNING, str(error), meter=meter, cause=type(error).__name__)
+    else:
+        EVENTS.inc("meter-lost")
+
+
+def meter_back(meter: str, for_s: float, visits: int, *, burst: Burst | None = None) -> None:
+    """A meter that was lost answers again, after so long and so many failed visits."""
+    if (burst or _burst).tells("meter-back"):
+        text = f"meter {meter} is back after {for_s:.0f} s and {visits} failed visits"
+        _tell("meter-back", logging.INFO, text, meter=meter, for_s=round(for_s, 1), visits=visits)
+    else:
+        EVENTS.inc("meter-back")
+
+
+def journal_refused(meter: str, error: BaseException, *, burst: Burst | None = None) -> None:
+    """The journal did not take what a meter gave; the meter still holds it and is read again."""
+    if (burst or _burst).tells("journal-refused"):
+        _tell(
+            "journal-refused",
+            logging.WARNING,
+            f"journal refused rows of meter {meter}: {error}",
+            meter=meter,
+        )
+    else:
+        EVENTS.inc("journal-refused")
 
 
 def key_rejected(meter: str, cause: str) -> None:

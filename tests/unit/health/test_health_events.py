@@ -11,12 +11,15 @@ import pytest
 from edge_core.clock import ManualClock
 from edge_core.errors import LineSilent
 from edge_core.health import events
-from edge_core.health.events import EVENTS, FAILED_READS, SINGLE_LINES, MeterWatch
+from edge_core.health.events import EVENTS, LOST, SINGLE_LINES, WINDOW_S, Burst
 
 FUNCTIONS = [
     f
     for name, f in vars(events).items()
-    if inspect.isfunction(f) and not name.startswith("_") and f.__module__ == events.__name__
+    if inspect.isfunction(f)
+    and name != "summarise"
+    and not name.startswith("_")
+    and f.__module__ == events.__name__
 ]
 VALUES: dict[str, Any] = {
     "str": "x",
@@ -24,6 +27,7 @@ VALUES: dict[str, Any] = {
     "float": 1.5,
     "Sequence[str]": ["a"],
     "BaseException": ValueError("x"),
+    "MeterError": LineSilent("GP1", "feeder-1", "AARQ", "no answer"),
 }
 
 
@@ -37,8 +41,12 @@ def test_every_event_is_documented_logs_and_counts(
 ) -> None:
     assert event.__doc__
     before = sum(EVENTS.series().values())
+    arguments = {
+        name: Burst(ManualClock()) if name == "burst" else VALUES[p.annotation]
+        for name, p in inspect.signature(event).parameters.items()
+    }
     with caplog.at_level(logging.DEBUG):
-        event(*(VALUES[p.annotation] for p in inspect.signature(event).parameters.values()))
+        event(**arguments)
     assert sum(EVENTS.series().values()) == before + 1
     assert len(caplog.records) == 1
     code = caplog.records[0].code  # type: ignore[attr-defined]
@@ -46,53 +54,45 @@ def test_every_event_is_documented_logs_and_counts(
 
 
 def codes(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.code for r in caplog.records if r.levelno >= logging.INFO]  # type: ignore[attr-defined]
+    return [r.code for r in caplog.records]  # type: ignore[attr-defined]
 
 
-def test_a_lost_meter_is_told_once_and_once_when_it_is_back(
+def test_a_meter_is_told_when_it_is_lost_and_when_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    clock = ManualClock()
-    watch = MeterWatch(clock)
-    failed = FAILED_READS.value("feeder-1", "LineSilent")
-    watch.answered("GP1", "feeder-1")
-    for _ in range(3):
-        watch.failed("GP1", "feeder-1", silent("GP1"))
-        clock.advance(600)
-    assert watch.lost == 1
-    watch.answered("GP1", "feeder-1")
-    watch.answered("GP1", "feeder-1")
-    assert watch.lost == 0
+    burst = Burst(ManualClock())
+    counted = LOST.value("LineSilent")
+    events.meter_lost("GP1", silent("GP1"), burst=burst)
+    events.meter_back("GP1", 1800.4, 3, burst=burst)
     assert codes(caplog) == ["meter-lost", "meter-back"]
     assert "AARQ: no answer" in caplog.records[0].message
     assert "back after 1800 s and 3 failed visits" in caplog.text
-    assert FAILED_READS.value("feeder-1", "LineSilent") == failed + 3
+    assert LOST.value("LineSilent") == counted + 1
 
 
 def test_five_thousand_silent_meters_make_one_line_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     clock = ManualClock()
-    watch = MeterWatch(clock)
+    burst = Burst(clock)
     counted = EVENTS.value("meter-lost")
     for number in range(5000):
-        watch.failed(f"GP{number}", "feeder-1", silent(f"GP{number}"))
+        events.meter_lost(f"GP{number}", silent(f"GP{number}"), burst=burst)
         clock.advance(0.001)
     assert codes(caplog) == ["meter-lost"] * SINGLE_LINES
-    watch.tick()
-    clock.advance(60)
-    watch.tick()
-    assert codes(caplog)[SINGLE_LINES:] == ["meters-summary"]
-    assert caplog.records[-1].lost == 5000 - SINGLE_LINES  # type: ignore[attr-defined]
-    assert caplog.records[-1].silent == 5000  # type: ignore[attr-defined]
-    for number in range(5000):
-        watch.answered(f"GP{number}", "feeder-1")
-    clock.advance(60)
-    watch.tick()
-    assert caplog.records[-1].back == 5000 - SINGLE_LINES  # type: ignore[attr-defined]
+    events.summarise(burst)
+    clock.advance(WINDOW_S)
+    events.summarise(burst)
+    assert codes(caplog)[SINGLE_LINES:] == ["summary"]
+    assert caplog.records[-1].message == "within 65 s also 4980 times meter-lost"
     assert EVENTS.value("meter-lost") == counted + 5000
-    clock.advance(600)
-    watch.tick()
-    assert codes(caplog).count("meters-summary") == 2, "nothing happened, nothing is told"
+    for number in range(5000):
+        events.meter_back(f"GP{number}", 5, 1, burst=burst)
+    clock.advance(WINDOW_S)
+    events.meter_lost("GP1", silent("GP1"), burst=burst)
+    assert codes(caplog)[-2:] == ["summary", "meter-lost"], "the next window tells again"
+    clock.advance(WINDOW_S)
+    events.summarise(burst)
+    assert codes(caplog).count("summary") == 2, "nothing was left out, nothing is summed up"
