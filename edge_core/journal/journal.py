@@ -1,40 +1,124 @@
-"""The journal: everything acquired is durable here before anyone else sees it, except alarms.
+"""The journal: what was acquired is durable here before anyone acts on it; alarms are told at once and made durable beside.
 
-SKELETON: signatures are final, bodies follow within the half hour.
+One file, one writer thread with natural group commit (writer.py), one transaction per group (transaction.py). The unit on
+disk is the segment (codec.py); which rows are new is decided by the ledger (ledger.py, book.py) in the transaction that
+appends them; room comes back by emptying whole generations (retention.py).
+
+Invariants: an answered future means that SQLite has synced; an unanswered one means nothing. A segment id, a note id and an
+alarm id are never used for anything else within an epoch. Kill-safe at any point: after a kill the file holds exactly some
+prefix of the group commits.
+
+Limits: `max_bytes` for the file, the WAL beside it adds about 4 MiB. MAX_UNWRITTEN readings wait in memory for a slow disk,
+then appends are refused. Between a commit and its snapshot of the ledger (book.py) lie at most 64 segments, which `open`
+reads again.
 """
 
+# ruff: noqa: S608  table names cannot be parameters; ours are constants and slot numbers
 from __future__ import annotations
 
+import contextlib
+import logging
+import sqlite3
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from edge_core.domain import Alarm, as_list
+from edge_core.errors import DiskFull, JournalDamaged, JournalError
+from edge_core.journal import codec, opening, store
+from edge_core.journal.book import Book, Names
+from edge_core.journal.records import (
+    Aside,
+    JournalStatus,
+    LedgerEntry,
+    Note,
+    Segment,
+    Verification,
+)
+from edge_core.journal.retention import LONG, PROFILE, SAMPLES, Generations, Released
+from edge_core.journal.transaction import LANES, Transaction, alarm_key, find_segment
+from edge_core.journal.writer import LAZY_S, SOON_S, GroupCommit, Item
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from edge_core.clock import Clock
-    from edge_core.domain import Alarm, Block, Obis
-    from edge_core.journal.records import (
-        Appended,
-        Aside,
-        Durable,
-        JournalStatus,
-        Lane,
-        LedgerEntry,
-        Note,
-        Segment,
-        Verification,
-    )
+    from edge_core.domain import Block, Obis
+    from edge_core.journal.records import Appended, Durable, Lane
 
 MIB = 1 << 20
+MAX_UNWRITTEN = 500_000
+_WITHIN_S = {"lazy": LAZY_S, "soon": SOON_S, "now": 0.0}
+_REMEMBERED_ALARMS = 8192
+_CHECKPOINT_PAGES, _CHECKPOINT_PAGES_LATEST = 1000, 4000
+_json = msgspec.json.Encoder()
+_alarm = msgspec.json.Decoder(Alarm)
+_body = msgspec.json.Decoder(dict[str, Any])
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
-    """One journal file with one writer thread. All methods may be called from any thread."""
+    """One journal file. All methods may be called from any thread; none of them waits for the disk, except reads.
 
-    path: Path
-    epoch: int
-    was_damaged: str | None
+    Attributes:
+        epoch: rises whenever the file is created, set aside, restored, or finds itself on another machine.
+        was_damaged: why the former file was set aside at this start, and what was taken over; None = it was sound.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        lock: store.FileLock,
+        connection: sqlite3.Connection,
+        *,
+        max_bytes: int,
+        alarm_reserve_bytes: int,
+        keep_s: dict[int, float],
+    ) -> None:
+        self.path = path
+        self.epoch = 0
+        self.was_damaged: str | None = None
+        self._clock, self._file_lock, self._db = clock, lock, connection
+        self._max_bytes, self._reserve_bytes = max_bytes, alarm_reserve_bytes
+        self._lock = threading.Lock()
+        self._names = Names()
+        self._book = Book(self._names)
+        self._released = Released()
+        self._generations = Generations(keep_s, max_bytes)
+        self._names.load(connection)
+        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        self._released.load(connection, int(meta.get("low", 0)))
+        head = max(self._generations.load(connection), int(meta.get("head", 0)))
+        self._book.upto = int(meta.get("upto", 0))
+        self._writing = Transaction(
+            connection,
+            path,
+            clock,
+            names=self._names,
+            book=self._book,
+            generations=self._generations,
+            released=self._released,
+            lock=self._lock,
+            head=head,
+            max_bytes=max_bytes,
+            reserve_bytes=alarm_reserve_bytes,
+        )
+        self._replay(head)
+        self._hidden: set[tuple[str, str]] = set()  # released or set aside, not yet committed
+        self._seen: dict[str, None] = {}  # alarm ids, oldest first
+        self._readers: list[sqlite3.Connection] = []
+        self._reader = threading.local()
+        self._alarm_callbacks: list[Callable[[Alarm], None]] = []
+        self._commit_callbacks: list[Callable[[], None]] = []
+        self._unreadable = 0
+        self._opened_at = clock.now()
+        self._closed = False
+        self._group = GroupCommit(f"journal {path.name}", clock, self._commit)
 
     @classmethod
     def open(
@@ -48,12 +132,56 @@ class Journal:
         keep_long_s: float = 400 * 86_400,
         machine_id: Path = Path("/etc/machine-id"),
     ) -> Journal:
-        """Open or create. A damaged file is set aside into `<its folder>/damaged/` and what can be read of it is taken over.
+        """Open or create. A damaged file is set aside into `damaged/` beside it, and what can be read of it is taken over.
+
+        Args:
+            keep_acked_s: how long released segments stay for re-reads while room lasts (civil seconds).
+            keep_long_s: the same for midnights and billing.
+            machine_id: a file that tells this machine from the one a copied journal comes from.
 
         Raises:
             DataDirectoryBusy: another process (or another Journal) holds the file.
+            DiskFull: there is no room for a fresh file.
         """
-        raise NotImplementedError
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = store.FileLock(path)
+        try:
+            told = lock.read()
+            now = int(clock.now())
+            connection, why = opening.open_file(
+                path,
+                suspect=bool(told.get("suspect")),
+                schemas=opening.schemas(),
+                now=now,
+                takeover=opening.take_over,
+            )
+            try:
+                keep = {PROFILE: keep_acked_s, LONG: keep_long_s, SAMPLES: keep_acked_s}
+                journal = cls(
+                    path,
+                    clock,
+                    lock,
+                    connection,
+                    max_bytes=max_bytes,
+                    alarm_reserve_bytes=alarm_reserve_bytes,
+                    keep_s=keep,
+                )
+                journal.was_damaged = why
+                machine = machine_id.read_text().strip() if machine_id.exists() else ""
+                journal.settle_epoch(int(told.get("epoch", 0)), machine)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            lock.close()
+            raise store.translate(error, path) from error
+        except BaseException:
+            lock.close()
+            raise
+        journal._group.start()
+        return journal
+
+    # ---- writing -------------------------------------------------------------------------------
 
     def append(
         self,
@@ -63,62 +191,76 @@ class Journal:
         lane: Lane = "live",
         watermark: int | None = None,
     ) -> Future[Appended]:
-        """Keep the rows that are new.
+        """Keep the rows that the ledger lacks.
 
         Args:
-            watermark: where the next read of this profile starts (never moves back); None = the newest row of the block.
+            durable: lazy = committed at 1,000 readings, after 60 s or by `flush`; soon = within 200 ms; now = at once.
+            watermark: where the next read of this profile starts; never moves back; None = the newest row of the block.
+
+        Returns:
+            Answered when the rows are durable; DiskFull when there is no room (nothing of the block is kept then).
+
+        Raises:
+            ValueError, TypeError: the block contradicts itself.
         """
-        raise NotImplementedError
+        codec.check(block)
+        future: Future[Appended]
+        if self._group.waiting() > MAX_UNWRITTEN:
+            future = Future()
+            future.set_exception(DiskFull(f"{self.path}: the disk does not keep up"))
+            return future
+        return self._submit(
+            "append",
+            block,
+            lane,
+            watermark,
+            within_s=_WITHIN_S[durable],
+            weight=max(1, block.readings),
+        )
 
     def alarm(self, alarm: Alarm) -> Future[bool]:
-        raise NotImplementedError
+        """Tell the subscribers now, in this thread, and make the alarm durable beside.
+
+        Returns:
+            True when it was new, False when its id was known (then nobody is told).
+        """
+        if self._first_time(alarm.id):
+            for callback in self._alarm_callbacks:
+                try:
+                    callback(alarm)
+                except Exception:
+                    log.exception("a subscriber of alarms failed")
+        future: Future[bool] = self._submit("alarm", alarm.id, _json.encode(alarm))
+        future.add_done_callback(lambda done: self._forget_failed(alarm.id, done))
+        return future
 
     def note(self, kind: str, sub: str, body: dict[str, Any]) -> Future[int]:
-        raise NotImplementedError
-
-    def flush(self) -> Future[None]:
-        raise NotImplementedError
-
-    def on_alarm(self, callback: Callable[[Alarm], None]) -> None:
-        raise NotImplementedError
-
-    def on_commit(self, callback: Callable[[], None]) -> None:
-        raise NotImplementedError
-
-    def watermark(self, meter: str, device: str, profile: Obis) -> int | None:
-        raise NotImplementedError
-
-    def ledger(self, meter: str) -> list[LedgerEntry]:
-        raise NotImplementedError
+        """Journal a message that is no block; answered with its id, within 200 ms."""
+        return self._submit("note", kind, sub, _json.encode(body), within_s=SOON_S)
 
     def note_gap(
         self, meter: str, device: str, profile: Obis, first: int, last: int, cause: str
     ) -> Future[None]:
-        raise NotImplementedError
-
-    def segments(self, after: int, *, lane: Lane | None = None, limit: int = 100) -> list[Segment]:
-        """Unreleased segments with an id above `after`, ascending; not those set aside."""
-        raise NotImplementedError
-
-    def blocks(self, segment: int) -> list[Block]:
-        """Blocks of a segment, also of a released or set-aside one; empty when it was freed.
-
-        Raises:
-            JournalDamaged: the segment cannot be decoded: set it aside.
-        """
-        raise NotImplementedError
-
-    def alarms_waiting(self, limit: int = 1000) -> list[Alarm]:
-        raise NotImplementedError
-
-    def notes_waiting(self, after: int = 0, limit: int = 100) -> list[Note]:
-        raise NotImplementedError
+        """Name the cause of rows that are missing from first to last (UTC seconds, both included)."""
+        if first > last:
+            raise ValueError(f"a gap from {first} to {last}")
+        return self._submit("gap", meter, device, profile, first, last, cause, within_s=LAZY_S)
 
     def release(
-        self, *, segments: Iterable[int] = (), alarms: Iterable[str] = (), notes: Iterable[int] = ()
+        self,
+        *,
+        segments: Iterable[int] = (),
+        alarms: Iterable[str] = (),
+        notes: Iterable[int] = (),
     ) -> Future[None]:
-        """Acked by the cloud. Takes effect at once, is durable with the next group commit (60 s at most)."""
-        raise NotImplementedError
+        """Acked by the cloud: served no more from now on, durable with the next group commit (60 s at most).
+
+        What is unknown or released already is ignored. A kill before that commit means a resend.
+        """
+        some, alarm_ids, note_ids = list(segments), list(alarms), list(notes)
+        with self._lock:
+            self._released.add(some, self._writing.head)
+        return self._hiding([], alarm_ids, note_ids, "release", some, alarm_ids, note_ids)
 
     def set_aside(
         self,
@@ -129,24 +271,399 @@ class Journal:
         alarms: Iterable[str] = (),
         notes: Iterable[int] = (),
     ) -> Future[None]:
-        """Refused for good: served no more, kept with the cause until a later release."""
-        raise NotImplementedError
+        """Refused for good: served no more, kept with the cause (of DESIGN section 7) until a later release."""
+        some, alarm_ids, note_ids = list(segments), list(alarms), list(notes)
+        return self._hiding(
+            some, alarm_ids, note_ids, "aside", cause, why, some, alarm_ids, note_ids
+        )
 
-    def aside(self, limit: int = 100) -> list[Aside]:
-        raise NotImplementedError
+    def flush(self) -> Future[None]:
+        """Answered when everything handed over before is durable (or refused)."""
+        return self._group.flush()
 
     def renew_epoch(self) -> int:
-        """Begin a new epoch (this journal is a restored copy)."""
-        raise NotImplementedError
-
-    def head(self) -> int:
-        raise NotImplementedError
-
-    def status(self) -> JournalStatus:
-        raise NotImplementedError
-
-    def verify(self) -> Verification:
-        raise NotImplementedError
+        """Begin a new epoch, because this journal turned out to be a restored copy. Waits for the disk."""
+        epoch = max(int(self._clock.now()), self.epoch + 1)
+        self._submit("epoch", epoch).result()
+        self._remember_epoch(epoch)
+        return epoch
 
     def close(self, timeout_s: float = 4.0) -> None:
-        raise NotImplementedError
+        """Commit what is queued and close. After the timeout the rest is left to the next start, as after a kill."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(RuntimeError):
+            self._group.submit("snapshot")
+        done = self._group.close(timeout_s)
+        with self._lock:
+            readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.close()
+        if done:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._file_lock.close()
+        else:
+            log.error("%s did not come to rest within %g s", self.path, timeout_s)
+
+    # ---- hearing of it -------------------------------------------------------------------------
+
+    def on_alarm(self, callback: Callable[[Alarm], None]) -> None:
+        """Call back with every new alarm, in the thread of who raises it, before it is durable."""
+        self._alarm_callbacks.append(callback)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call back after every group commit, in the writer thread; must return at once."""
+        self._commit_callbacks.append(callback)
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def watermark(self, meter: str, device: str, profile: Obis) -> int | None:
+        """UTC second from which the next read starts; None = nothing is known of this device yet."""
+        number = self._names.known(meter, device)
+        if number is None:
+            return None
+        entry = self._book.entry(self._connection(), (number, profile))
+        return entry.watermark if entry else None
+
+    def ledger(self, meter: str) -> list[LedgerEntry]:
+        """What is known of each profile of each device of a meter; oldest device first."""
+        return [
+            entry.view(meter, self._names.device_of(device)[1], profile)
+            for device, profile, entry in self._book.entries(self._connection(), meter)
+        ]
+
+    def segments(
+        self, after: int, *, lane: Lane | None = None, limit: int = 100, everything: bool = False
+    ) -> list[Segment]:
+        """Segments with an id above `after`, ascending: those that wait for an ack.
+
+        Args:
+            everything: also released ones that are still kept.
+        """
+        out: list[Segment] = []
+        head = self.head()
+        while len(out) < limit and after < head:
+            if not everything:
+                with self._lock:
+                    first = self._released.next_waiting(after + 1, head)
+                if first is None:
+                    break
+                after = first - 1
+            page = self._page(after, lane, max(limit, 16), head)
+            if not page:
+                break
+            after = page[-1].id
+            with self._lock:
+                out += [
+                    s
+                    for s in page
+                    if everything
+                    or (s.id not in self._released and ("segment", str(s.id)) not in self._hidden)
+                ]
+        return out[:limit]
+
+    def blocks(self, segment: int) -> list[Block]:
+        """Blocks of a segment, also of a released or set-aside one; empty when it was freed.
+
+        Raises:
+            JournalDamaged: the segment does not decode: set it aside.
+            JournalError: a newer release wrote it: leave it.
+        """
+        try:
+            body = find_segment(self._connection(), self._generations.committed(), segment)
+        except sqlite3.DatabaseError as error:
+            raise self._damage(error) from error
+        if body is None:
+            return []
+        try:
+            return codec.decode(body, self._names.device_of, self._names.layout_of)[0]
+        except JournalDamaged as error:
+            raise JournalDamaged(f"{self.path}: segment {segment}: {error}") from error
+
+    def find(
+        self, meter: str, *, kind: str = "", since: int | None = None, until: int | None = None
+    ) -> Iterator[Block]:
+        """Rows of a meter captured from `since` to `until` (UTC seconds) that the journal still holds.
+
+        Reads every segment: for a re-request, not for a routine.
+        """
+        after = 0
+        while page := self.segments(after, limit=200, everything=True):
+            after = page[-1].id
+            for segment in page:
+                if kind and segment.kind != kind:
+                    continue
+                for block in self.blocks(segment.id):
+                    if block.meter != meter:
+                        continue
+                    rows = [
+                        row
+                        for row, time in enumerate(as_list(block.times))
+                        if (since is None or time >= since) and (until is None or time <= until)
+                    ]
+                    if rows:
+                        yield block if len(rows) == block.rows else block.take(rows)
+
+    def alarms_waiting(self, limit: int = 1000) -> list[Alarm]:
+        """Durable alarms that wait for an ack, oldest first."""
+        query = "SELECT id, body FROM alarm WHERE body IS NOT NULL ORDER BY n LIMIT ?"
+        with self._lock:
+            hidden = {alarm_key(i) for what, i in self._hidden if what == "alarm"}
+        rows = self._connection().execute(query, (limit + len(hidden),)).fetchall()
+        return [_alarm.decode(body) for key, body in rows if key not in hidden][:limit]
+
+    def notes_waiting(self, after: int = 0, limit: int = 100) -> list[Note]:
+        """Notes with an id above `after` that wait for an ack, ascending."""
+        query = "SELECT id, kind, sub, body FROM note WHERE id > ? ORDER BY id LIMIT ?"
+        with self._lock:
+            hidden = {i for what, i in self._hidden if what == "note"}
+        rows = self._connection().execute(query, (after, limit + len(hidden))).fetchall()
+        return [
+            Note(number, kind, sub, _body.decode(body))
+            for number, kind, sub, body in rows
+            if str(number) not in hidden
+        ][:limit]
+
+    def aside(self, limit: int = 100) -> list[Aside]:
+        """What was set aside, oldest first."""
+        query = "SELECT what, id, cause, why, at FROM aside ORDER BY at, rowid LIMIT ?"
+        return [Aside(*row) for row in self._connection().execute(query, (limit,))]
+
+    def head(self) -> int:
+        """Id of the newest durable segment, 0 = none yet."""
+        return self._writing.head
+
+    def status(self) -> JournalStatus:
+        """Figures of now."""
+        db, writing = self._connection(), self._writing
+        used = writing.used_bytes(db)
+        with self._lock:
+            waiting = writing.head + 1 - self._released.count()
+        kept = sum(g.bytes for g in self._generations.committed())
+        mean = self._mean_bytes(db)
+        bytes_waiting = min(int(waiting * mean), used)
+        elapsed_h = (self._clock.now() - self._opened_at) / 3600
+        rate = writing.bytes / elapsed_h if elapsed_h >= 0.1 else 0.0
+        room = self._max_bytes - self._reserve_bytes - used + max(0, kept - bytes_waiting)
+        return JournalStatus(
+            path=self.path,
+            epoch=self.epoch,
+            head=writing.head,
+            segments_waiting=waiting,
+            bytes_waiting=bytes_waiting,
+            alarms_waiting=_one(db, "SELECT count(*) FROM alarm WHERE body IS NOT NULL"),
+            notes_waiting=_one(db, "SELECT count(*) FROM note"),
+            aside=_one(db, "SELECT count(*) FROM aside"),
+            used_bytes=used,
+            max_bytes=self._max_bytes,
+            reserve_bytes=self._reserve_bytes,
+            hours_left=max(0.0, room / rate) if rate else None,
+            full=writing.full,
+            refused=writing.refused,
+            commits=writing.commits,
+            readings=writing.readings,
+            conflicts=writing.conflicts,
+            unreadable=self._unreadable,
+            damaged=writing.damaged or self.was_damaged,
+        )
+
+    def verify(self) -> Verification:
+        """Read everything and name what is wrong. Slow: the whole file."""
+        db = self._connection()
+        problems = [f"file: {p}" for p in store.quick_check(db)]
+        count = readings = 0
+        for generation in self._generations.committed():
+            query = f"SELECT id, readings, body FROM seg{generation.slot} ORDER BY id"
+            try:
+                for segment, claimed, body in db.execute(query):
+                    count += 1
+                    try:
+                        blocks, _ = codec.decode(body, self._names.device_of, self._names.layout_of)
+                    except JournalError as error:
+                        problems.append(f"segment {segment}: {error}")
+                        continue
+                    found = sum(b.readings for b in blocks)
+                    readings += found
+                    if found != claimed:
+                        problems.append(f"segment {segment}: {found} readings, not {claimed}")
+            except sqlite3.DatabaseError as error:
+                problems.append(f"table seg{generation.slot}: {error}")
+        if self._book.lost:
+            problems.append(f"ledger: {self._book.lost} blobs do not decode")
+        return Verification(
+            segments=count,
+            readings=readings,
+            alarms=_one(db, "SELECT count(*) FROM alarm"),
+            notes=_one(db, "SELECT count(*) FROM note"),
+            problems=tuple(problems),
+        )
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def settle_epoch(self, told: int, machine: str) -> None:
+        """Keep the epoch of the file, or begin one: the file is new, or was made on another machine.
+
+        Args:
+            told: the last epoch that the lock file knows of; 0 = none.
+        """
+        meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        epoch = int(meta.get("epoch", 0))
+        if not epoch or self.was_damaged or meta.get("machine", machine) != machine:
+            epoch = max(int(self._clock.now()), epoch + 1, told + 1)
+        self._db.execute("BEGIN IMMEDIATE")
+        for key, value in (("epoch", epoch), ("machine", machine)):
+            if meta.get(key) != value:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._db.execute("COMMIT")
+        self._remember_epoch(epoch)
+
+    def _remember_epoch(self, epoch: int) -> None:
+        if self._file_lock.read() != {"epoch": epoch}:
+            self._file_lock.write({"epoch": epoch})
+        self.epoch = epoch
+
+    def _replay(self, head: int) -> None:
+        """Absorb the segments that the ledger on disk does not count yet."""
+        after = self._book.upto
+        while after < head:
+            page = self._page(after, None, 64, head, self._db)
+            if not page:
+                break
+            for segment in page:
+                after = segment.id
+                body = find_segment(self._db, self._generations.committed(), segment.id)
+                try:
+                    blocks, caps = codec.decode(
+                        body or b"", self._names.device_of, self._names.layout_of
+                    )
+                except JournalError:
+                    # its rows are delivered again when they are read again
+                    log.exception("segment %d is not in the ledger", segment.id)
+                    continue
+                self._book.replay(self._db, segment.id, blocks, dict(caps))
+                self._book.grown(1, segment.readings)
+
+    def _commit(self, batch: list[Item[Any]]) -> None:
+        """One group commit, in the writer thread."""
+        was_damaged = self._writing.damaged
+        self._writing.run(batch)
+        if self._writing.damaged and not was_damaged:
+            self._suspect()
+        for callback in self._commit_callbacks:
+            try:
+                callback()
+            except Exception:
+                log.exception("a subscriber of commits failed")
+        pages = self._writing.wal_pages
+        if pages >= _CHECKPOINT_PAGES_LATEST or (
+            pages >= _CHECKPOINT_PAGES and not self._group.urgent()
+        ):
+            self._writing.checkpoint()
+
+    def _submit(self, what: str, *args: Any, within_s: float = 0.0, weight: int = 0) -> Future[Any]:
+        try:
+            return self._group.submit(what, *args, within_s=within_s, weight=weight).future
+        except RuntimeError as error:
+            raise JournalError(f"{self.path} is closed") from error
+
+    def _hiding(
+        self, segments: list[int], alarms: list[str], notes: list[int], what: str, *args: Any
+    ) -> Future[None]:
+        """Submit, and serve these no more from now on."""
+        keys = {("segment", str(s)) for s in segments} | {("alarm", a) for a in alarms}
+        keys |= {("note", str(n)) for n in notes}
+        with self._lock:
+            self._hidden |= keys
+        future: Future[None] = self._submit(what, *args, within_s=LAZY_S)
+
+        def shown_or_gone(_: Future[None]) -> None:
+            with self._lock:
+                self._hidden -= keys
+
+        future.add_done_callback(shown_or_gone)
+        return future
+
+    def _first_time(self, alarm_id: str) -> bool:
+        """Was this id never heard? Remembers it."""
+        with self._lock:
+            if alarm_id in self._seen:
+                return False
+            self._seen[alarm_id] = None
+            if len(self._seen) > _REMEMBERED_ALARMS:
+                del self._seen[next(iter(self._seen))]
+        try:
+            query = "SELECT 1 FROM alarm WHERE id = ?"
+            return self._connection().execute(query, (alarm_key(alarm_id),)).fetchone() is None
+        except sqlite3.Error:
+            return True  # better told twice than not at all
+
+    def _forget_failed(self, alarm_id: str, done: Future[bool]) -> None:
+        if done.exception() is not None:
+            with self._lock:
+                self._seen.pop(alarm_id, None)
+
+    def _page(
+        self,
+        after: int,
+        lane: Lane | None,
+        limit: int,
+        head: int,
+        db: sqlite3.Connection | None = None,
+    ) -> list[Segment]:
+        """The next segments of all tables, whether released or not."""
+        where, args = "", []
+        if lane is not None:
+            where, args = "AND lane = ?", [LANES.index(lane)]
+        db = db or self._connection()
+        rows: list[tuple[Any, ...]] = []
+        for generation in self._generations.committed():
+            if generation.last <= after:
+                continue
+            rows += db.execute(
+                "SELECT id, lane, kind, blocks, readings, length(body) FROM "
+                f"seg{generation.slot} WHERE id > ? AND id <= ? {where} ORDER BY id LIMIT ?",
+                (after, head, *args, limit),
+            ).fetchall()
+        rows.sort()
+        return [
+            Segment(number, "backlog" if of else "live", kind, blocks, readings, size)
+            for number, of, kind, blocks, readings, size in rows[:limit]
+        ]
+
+    def _mean_bytes(self, db: sqlite3.Connection) -> float:
+        """Mean size of the newest segments on disk."""
+        sizes: list[int] = []
+        for generation in self._generations.committed():
+            if generation.until is None:
+                query = f"SELECT length(body) FROM seg{generation.slot} ORDER BY id DESC LIMIT 50"
+                sizes += [size for (size,) in db.execute(query)]
+        return sum(sizes) / len(sizes) if sizes else 0.0
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own read connection."""
+        connection: sqlite3.Connection | None = getattr(self._reader, "connection", None)
+        if connection is None:
+            if self._closed:
+                raise JournalError(f"{self.path} is closed")
+            connection = store.connect(self.path, reader=True)
+            self._reader.connection = connection
+            with self._lock:
+                self._readers.append(connection)
+        return connection
+
+    def _damage(self, error: sqlite3.DatabaseError) -> JournalError:
+        reason = store.translate(error, self.path)
+        if isinstance(reason, JournalDamaged):
+            self._suspect()
+        return reason
+
+    def _suspect(self) -> None:
+        """Have the next start check the whole file."""
+        with contextlib.suppress(DiskFull):
+            self._file_lock.write({"epoch": self.epoch, "suspect": True})
+
+
+def _one(db: sqlite3.Connection, query: str) -> int:
+    return int(db.execute(query).fetchone()[0])

@@ -1,0 +1,458 @@
+"""The one transaction that writes a journal: everything of a group commit, or nothing of it.
+
+Owned by the writer thread. `run` commits a batch of items and answers their futures; when there is no room, profile rows are
+refused (DiskFull) and the rest of the batch is committed without them.
+"""
+
+# ruff: noqa: S608  table names cannot be parameters; ours are constants and slot numbers
+from __future__ import annotations
+
+import hashlib
+import logging
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_core.domain import Flag
+from edge_core.errors import DiskFull, JournalDamaged, JournalError
+from edge_core.journal import codec, store
+from edge_core.journal.records import Appended
+from edge_core.journal.retention import LONG, PROFILE, SAMPLES
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from edge_core.clock import Clock
+    from edge_core.domain import Block
+    from edge_core.journal.book import Book, Names
+    from edge_core.journal.retention import Generation, Generations, Released
+    from edge_core.journal.writer import Item
+
+log = logging.getLogger(__name__)
+
+LANES = ("live", "backlog")
+MAX_SEGMENT_READINGS = 4_000
+RETIRE_EVERY_S = 3600
+KEEP_ALARM_IDS_S = 400 * 86_400
+_LONG_KINDS = ("midnight", "billing")
+_json = msgspec.json.Encoder()
+
+
+class _NoRoom(Exception):
+    """The configured limit is reached, within the transaction."""
+
+
+class Transaction:
+    """Writes batches.
+
+    Attributes:
+        head: newest durable segment id.
+        full: profile rows were refused in the last batch that had some.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        clock: Clock,
+        *,
+        names: Names,
+        book: Book,
+        generations: Generations,
+        released: Released,
+        lock: threading.Lock,
+        head: int,
+        max_bytes: int,
+        reserve_bytes: int,
+    ) -> None:
+        self._db, self._path, self._clock = connection, path, clock
+        self._names, self._book = names, book
+        self._generations, self._released, self._lock = generations, released, lock
+        self.head = head
+        self._max_bytes, self._reserve_bytes = max_bytes, reserve_bytes
+        self._next = head + 1
+        self._everything = False
+        self._marked: list[int] = []  # released by this transaction itself
+        self._retired_at = clock.now()
+        self._asides = self._count("aside")
+        self._alarm_number = self._count("alarm", "max(n)", "WHERE body IS NOT NULL") or 0
+        self.full = False
+        self.commits = self.readings = self.conflicts = self.refused = self.bytes = 0
+        self.wal_pages = 0
+        self.damaged: str | None = None
+        # one page each; a page count that SQLite itself enforces, with room for releases beyond our limit
+        pages = (max_bytes >> 10) + 512
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    # ---- the batch -----------------------------------------------------------------------------
+
+    def run(self, batch: list[Item[Any]]) -> None:
+        """Commit a batch and answer its futures. Never raises for what belongs to an item."""
+        while batch:
+            try:
+                answers = self._attempt(batch)
+            except (sqlite3.Error, _NoRoom, OSError) as error:
+                self._roll_back()
+                reason = self._reason(error)
+                refused = [i for i in batch if i.what == "append" and not _reserved(i)]
+                if not isinstance(reason, DiskFull) or not refused:
+                    refused = batch
+                if isinstance(reason, DiskFull):
+                    self.full = True
+                    self.refused += len(refused)
+                elif isinstance(reason, JournalDamaged):
+                    self.damaged = str(reason)
+                batch = [i for i in batch if i not in refused]
+                for item in refused:
+                    item.future.set_exception(reason)
+            except BaseException:
+                self._roll_back()
+                raise
+            else:
+                for item, answer in answers:
+                    item.future.set_result(answer)
+                return
+
+    def _reason(self, error: Exception) -> JournalError:
+        if isinstance(error, _NoRoom):
+            return DiskFull(f"{self._path}: {self._max_bytes >> 20} MiB are used up and not acked")
+        if isinstance(error, sqlite3.Error):
+            return store.translate(error, self._path)
+        return JournalError(f"{self._path}: {error}")
+
+    def _attempt(self, batch: list[Item[Any]]) -> list[tuple[Item[Any], Any]]:
+        self._db.execute("BEGIN IMMEDIATE")
+        answers: list[tuple[Item[Any], Any]] = []
+        appends = []
+        for item in batch:
+            if item.what == "append":
+                appends.append(item)
+            else:
+                answers.append((item, getattr(self, f"_do_{item.what}")(*item.args)))
+        had_profile_rows = any(not _reserved(i) for i in appends)
+        counted, readings = self._append(appends)
+        answers += zip(appends, counted, strict=True)
+        if self._clock.now() - self._retired_at >= RETIRE_EVERY_S:
+            self._retire()
+        with self._lock:
+            if self._released.dirty:
+                self._released.save(self._db)
+        everything = self._everything or self._book.due()
+        if everything:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (self._next - 1,))
+            self._generations.save(self._db)
+        size = self._book.save(self._db, self._next - 1, everything=everything)
+        self._db.execute("COMMIT")
+        self._book.commit(self._next - 1, everything=everything)
+        if not everything:
+            self._book.grown(self._next - 1 - self.head, readings)
+        self._names.commit()
+        self._generations.commit()
+        with self._lock:
+            self._released.saved()
+            self.head = self._next - 1
+        self._marked = []
+        self._everything = False
+        self.commits += 1
+        self.readings += readings
+        self.conflicts += sum(a.conflicts for a in counted)
+        self.wal_pages += 6 + 2 * len(batch) + (size >> 9)
+        if had_profile_rows:
+            self.full = False
+        return answers
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            log.exception("rollback failed")
+        self._names.rollback()
+        self._book.rollback()
+        self._generations.rollback()
+        with self._lock:
+            self._released.unsaved()
+            self._released.discard(self._marked)
+        self._marked = []
+        self._next = self.head + 1
+        self._everything = False
+        self._asides = -1  # count again
+
+    # ---- blocks --------------------------------------------------------------------------------
+
+    def _append(self, items: list[Item[Any]]) -> tuple[list[Appended], int]:
+        """Blocks into segments; what each of them brought, and readings written."""
+        out = []
+        groups: dict[tuple[str, int, int], list[tuple[Block, int, int | None]]] = {}
+        for item in items:
+            block, lane, watermark = item.args
+            device = self._names.device(self._db, block.meter, block.device)
+            absorbed = self._book.absorb(self._db, device, block, watermark)
+            kept = absorbed.of(block)
+            rows = kept.rows if kept else 0
+            out.append(Appended(rows - absorbed.conflicts, absorbed.known, absorbed.conflicts))
+            if kept is not None:
+                key = (block.kind, LANES.index(lane), class_of(block))
+                groups.setdefault(key, []).append((kept, device, watermark))
+        readings = 0
+        for (kind, lane, class_), members in groups.items():
+            chunk: list[tuple[Block, int, int | None]] = []
+            weight = 0
+            for member in members:
+                if chunk and weight + member[0].readings > MAX_SEGMENT_READINGS:
+                    self._write(kind, lane, class_, chunk, weight)
+                    chunk, weight = [], 0
+                chunk.append(member)
+                weight += member[0].readings
+                readings += member[0].readings
+            self._write(kind, lane, class_, chunk, weight)
+        return out, readings
+
+    def _write(
+        self,
+        kind: str,
+        lane: int,
+        class_: int,
+        members: list[tuple[Block, int, int | None]],
+        readings: int,
+    ) -> None:
+        """One segment into the table of its class."""
+        body = codec.encode(
+            [block for block, _, _ in members],
+            [device for _, device, _ in members],
+            [self._names.layout(self._db, block.layout) for block, _, _ in members],
+            [(i, mark) for i, (_, _, mark) in enumerate(members) if mark is not None],
+        )
+        self._need(len(body), reserved=class_ == LONG, samples=class_ != SAMPLES)
+        now = int(self._clock.now())
+        segment = self._next
+        slot = self._generations.slot_for(self._db, class_, segment, now)
+        self._db.execute(
+            f"INSERT INTO seg{slot} VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (segment, lane, kind, len(members), readings, now, body),
+        )
+        self._generations.filled(slot, segment, len(body))
+        self._next += 1
+        self.bytes += len(body)
+        self.wal_pages += 2 + (len(body) >> 9)
+
+    # ---- everything else: one method per kind of item -----------------------------------------
+
+    def _do_alarm(self, alarm_id: str, body: bytes) -> bool:
+        self._need(len(body), reserved=True)
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO alarm VALUES (?, ?, ?, ?)",
+            (alarm_key(alarm_id), self._alarm_number + 1, int(self._clock.now()), body),
+        )
+        self._alarm_number += cursor.rowcount
+        return bool(cursor.rowcount)
+
+    def _do_note(self, kind: str, sub: str, body: bytes) -> int:
+        self._need(len(body), reserved=True)
+        cursor = self._db.execute(
+            "INSERT INTO note(kind, sub, body) VALUES (?, ?, ?)", (kind, sub, body)
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def _do_gap(
+        self, meter: str, device: str, profile: str, first: int, last: int, cause: str
+    ) -> None:
+        number = self._names.device(self._db, meter, device)
+        self._book.stage(self._db, (number, profile), "interval").note_gap(first, last, cause)
+        self._book.at_once((number, profile))
+
+    def _do_release(self, segments: list[int], alarms: list[str], notes: list[int]) -> None:
+        self._db.executemany(
+            "UPDATE alarm SET body = NULL WHERE id = ?", [(alarm_key(a),) for a in alarms]
+        )
+        self._db.executemany("DELETE FROM note WHERE id = ?", [(n,) for n in notes])
+        if self._asides < 0:
+            self._asides = self._count("aside")
+        if self._asides:
+            gone = [("segment", str(s)) for s in segments] + [("alarm", a) for a in alarms]
+            gone += [("note", str(n)) for n in notes]
+            cursor = self._db.executemany("DELETE FROM aside WHERE what = ? AND id = ?", gone)
+            self._asides -= max(0, cursor.rowcount)
+
+    def _do_aside(
+        self, cause: str, why: str, segments: list[int], alarms: list[str], notes: list[int]
+    ) -> None:
+        now = int(self._clock.now())
+        rows: list[tuple[Any, ...]] = []
+        for segment in segments:
+            found = find_segment(self._db, self._generations, segment)
+            if found is not None:
+                rows.append(("segment", str(segment), cause, why, now, found))
+        for alarm in alarms:
+            query = "SELECT body FROM alarm WHERE id = ? AND body IS NOT NULL"
+            for (body,) in self._db.execute(query, (alarm_key(alarm),)).fetchall():
+                rows.append(("alarm", alarm, cause, why, now, body))
+        for note in notes:
+            query = "SELECT kind, sub, body FROM note WHERE id = ?"
+            for kind, sub, body in self._db.execute(query, (note,)).fetchall():
+                whole = _json.encode({"kind": kind, "sub": sub, "body": msgspec.Raw(body)})
+                rows.append(("note", str(note), cause, why, now, whole))
+        self._need(sum(len(row[-1]) for row in rows), reserved=True)
+        self._db.executemany("INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._mark([int(row[1]) for row in rows if row[0] == "segment"])
+        self._asides = self._count("aside")
+        self._db.executemany(
+            "UPDATE alarm SET body = NULL WHERE id = ?", [(alarm_key(a),) for a in alarms]
+        )
+        self._db.executemany("DELETE FROM note WHERE id = ?", [(n,) for n in notes])
+
+    def _mark(self, segments: list[int]) -> None:
+        with self._lock:
+            self._marked += self._released.add(segments, self.head)
+
+    def _do_epoch(self, epoch: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
+
+    def _do_flush(self) -> None:
+        pass
+
+    def _do_snapshot(self) -> None:
+        self._everything = True
+
+    # ---- room ----------------------------------------------------------------------------------
+
+    def used_bytes(self, connection: sqlite3.Connection | None = None) -> int:
+        """Pages in use."""
+        db = connection or self._db
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        free = db.execute("PRAGMA freelist_count").fetchone()[0]
+        return int(pages - free) * store.PAGE
+
+    def _need(self, size: int, *, reserved: bool, samples: bool = True) -> None:
+        """Make room for a body, or refuse it."""
+        limit = self._max_bytes - (0 if reserved else self._reserve_bytes)
+        size += size // 8 + 2 * store.PAGE
+        if self.used_bytes() + size > limit:
+            self._make_room(limit - size, samples=samples)
+            if self.used_bytes() > limit - size:
+                raise _NoRoom
+
+    def _make_room(self, limit: int, *, samples: bool) -> None:
+        """Free released segments, oldest first, then samples, until no more than `limit` is in use."""
+        with self._lock:
+            whole = self._generations.releasable(self._released)
+        for generation in whole:
+            if self.used_bytes() <= limit:
+                return
+            self._empty(generation)
+        for generation in list(self._generations):
+            if self.used_bytes() <= limit:
+                return
+            ids = [i for i, free in self._ids(generation) if free]
+            self._everything = self._everything or bool(ids)
+            for first in range(0, len(ids), 64):
+                self._db.executemany(
+                    f"DELETE FROM seg{generation.slot} WHERE id = ?",
+                    [(i,) for i in ids[first : first + 64]],
+                )
+                if self.used_bytes() <= limit:
+                    return
+        if samples:
+            self._give_up_samples(limit)
+
+    def _give_up_samples(self, limit: int) -> None:
+        """Unacked samples, oldest first: missing from now on, cause journal-full."""
+        for generation in [g for g in self._generations if g.class_ == SAMPLES]:
+            for segment, _ in self._ids(generation):
+                if self.used_bytes() <= limit:
+                    return
+                body = find_segment(self._db, self._generations, segment)
+                if body is None:
+                    continue
+                blocks, _ = codec.decode(body, self._names.device_of, self._names.layout_of)
+                for block in blocks:
+                    device = self._names.device(self._db, block.meter, block.device)
+                    key = (device, block.layout.profile)
+                    self._book.stage(self._db, key, block.kind).forget(block, "journal-full")
+                    self._book.at_once(key)
+                self._db.execute(f"DELETE FROM seg{generation.slot} WHERE id = ?", (segment,))
+                self._everything = True
+                self._mark([segment])
+
+    def _ids(self, generation: Generation) -> list[tuple[int, bool]]:
+        """(segment, is it released) of a table."""
+        rows = self._db.execute(f"SELECT id FROM seg{generation.slot} ORDER BY id").fetchall()
+        with self._lock:
+            return [(segment, segment in self._released) for (segment,) in rows]
+
+    def _empty(self, generation: Generation) -> None:
+        """Empty a table; the ledger must not depend on its segments any more."""
+        self._generations.empty(self._db, generation)
+        self._everything = True
+
+    def _retire(self) -> None:
+        """Once an hour: what was kept long enough."""
+        now = int(self._clock.now())
+        self._retired_at = now
+        for generation in self._generations.expired(now):
+            waiting = [i for i, free in self._ids(generation) if not free]
+            if len(waiting) > 32 and len(waiting) * 20 > generation.last - generation.first:
+                continue  # most of it still waits: later
+            if waiting:
+                slot = self._generations.slot_for(self._db, generation.class_, self._next, now)
+                self._generations.rescue(self._db, generation, waiting, slot)
+            self._empty(generation)
+        self._db.execute(
+            "DELETE FROM alarm WHERE body IS NULL AND at < ?", (now - KEEP_ALARM_IDS_S,)
+        )
+
+    def _count(self, table: str, what: str = "count(*)", where: str = "") -> int:
+        return int(self._db.execute(f"SELECT {what} FROM {table} {where}").fetchone()[0] or 0)
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the file; the next commit may start the WAL afresh."""
+        try:
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error:
+            log.exception("checkpoint failed")
+        self.wal_pages = 0
+
+
+def class_of(block: Block) -> int:
+    """Class of retention of a block."""
+    if block.kind in _LONG_KINDS:
+        return LONG
+    if block.flags and any(bits & Flag.SAMPLED for _, _, bits in block.flags):
+        return SAMPLES
+    return PROFILE
+
+
+def _reserved(item: Item[Any]) -> bool:
+    """May an append use the reserve?"""
+    return class_of(item.args[0]) == LONG
+
+
+def alarm_key(alarm_id: str) -> int:
+    """The 64 bits under which an alarm is kept."""
+    try:
+        octets = bytes.fromhex(alarm_id)
+    except ValueError:
+        octets = b""
+    if len(octets) != 8:
+        octets = hashlib.sha256(alarm_id.encode()).digest()[:8]
+    return int.from_bytes(octets, "big", signed=True)
+
+
+def find_segment(
+    connection: sqlite3.Connection, generations: Iterable[Generation], segment: int
+) -> bytes | None:
+    """The body of a segment, wherever it is; None when it was freed."""
+    for generation in generations:
+        if generation.first <= segment <= generation.last:
+            query = f"SELECT body FROM seg{generation.slot} WHERE id = ?"
+            row = connection.execute(query, (segment,)).fetchone()
+            if row is not None:
+                return bytes(row[0])
+    row = connection.execute(
+        "SELECT body FROM aside WHERE what = 'segment' AND id = ?", (str(segment),)
+    ).fetchone()
+    return bytes(row[0]) if row is not None else None
