@@ -29,8 +29,8 @@ def wrap(source: int, target: int, apdu: bytes) -> bytes:
 class _Line(asyncio.Protocol):
     """One connection to one meter."""
 
-    def __init__(self, meter: Meter, rng: random.Random) -> None:
-        self.meter, self._rng = meter, rng
+    def __init__(self, meter: Meter, rng: random.Random, live: set[_Line]) -> None:
+        self.meter, self._rng, self._live = meter, rng, live
         self._sessions: dict[int, Session] = {}
         self._transport: asyncio.Transport | None = None
         self._queue = bytearray()
@@ -38,11 +38,13 @@ class _Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._live.add(self)
         if self.meter.has("refuse") or self.meter.device.off_since is not None:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the protocol's signature
         self._transport = None
+        self._live.discard(self)
 
     def session(self, client: int) -> Session:
         """The association of that client on this line."""
@@ -85,6 +87,11 @@ class _Line(asyncio.Protocol):
         if self._queue:
             asyncio.get_running_loop().call_later(PAUSE_S, self._trickle)
 
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def hang_up(self) -> None:
         """Close without an answer."""
         if self._transport is not None:
@@ -94,8 +101,8 @@ class _Line(asyncio.Protocol):
 class WrapperLine(_Line):
     """TCP wrapper: header of 8 octets, APDU."""
 
-    def __init__(self, meter: Meter, rng: random.Random) -> None:
-        super().__init__(meter, rng)
+    def __init__(self, meter: Meter, rng: random.Random, live: set[_Line]) -> None:
+        super().__init__(meter, rng, live)
         self._buffer = bytearray()
 
     def data_received(self, data: bytes) -> None:
@@ -119,8 +126,8 @@ class WrapperLine(_Line):
 class HdlcLine(_Line):
     """HDLC in a TCP stream."""
 
-    def __init__(self, meter: Meter, rng: random.Random) -> None:
-        super().__init__(meter, rng)
+    def __init__(self, meter: Meter, rng: random.Random, live: set[_Line]) -> None:
+        super().__init__(meter, rng, live)
         self._station = Station(
             meter.hdlc, lambda client, apdu: self.session(client).handle(apdu), self.forget
         )
@@ -139,19 +146,22 @@ class Lines:
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
         self._servers: list[asyncio.Server] = []
+        self._live: set[_Line] = set()
 
     async def open(self, meter: Meter, port: int) -> None:
         """Listen for one meter at `meter.host`; port 0 = a free one, which is then in `meter.port`."""
         kind = HdlcLine if meter.framing == "hdlc" else WrapperLine
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: kind(meter, self._rng), meter.host, port, backlog=16
+            lambda: kind(meter, self._rng, self._live), meter.host, port, backlog=16
         )
         meter.port = server.sockets[0].getsockname()[1]
         self._servers.append(server)
 
     async def close(self) -> None:
-        """Stop listening."""
+        """Stop listening and drop every connection."""
         for server in self._servers:
             server.close()
+        for line in list(self._live):
+            line.abort()
         self._servers.clear()

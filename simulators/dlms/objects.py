@@ -81,6 +81,8 @@ def _clock(meter: Meter, attribute: int) -> bytes | int:
 
 
 def _public_data(meter: Meter, obis: str) -> bytes | None:
+    if obis == DEVICE_NAME and obis in meter.layout.nameplate:
+        return nameplate(meter, obis)
     if obis == DEVICE_NAME:
         return codec.octet_string((meter.layout.maker.decode() + meter.device.serial).encode())
     if obis == SERIAL:
