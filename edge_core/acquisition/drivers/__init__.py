@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -126,7 +126,17 @@ class Counters(Protocol):
         """The next counter of what was reserved; never the same twice."""
         ...
 
-    def accept(self, title: bytes, fingerprint: str, channel: str, counter: int) -> bool:
+    def current(self, title: bytes, fingerprint: str) -> int | None:
+        """The next counter that would be used; None if this key was never prepared."""
+        ...
+
+    def accept(
+        self,
+        title: bytes,
+        fingerprint: str,
+        channel: Literal["association", "push"],
+        counter: int,
+    ) -> bool:
         """Remember a counter of the peer after its tag was verified; False = heard before."""
         ...
 

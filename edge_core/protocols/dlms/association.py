@@ -117,6 +117,10 @@ class ProofRefused(Refused):
     """The peer does not accept our proof of HLS."""
 
 
+class ProofInvalid(TagInvalid):
+    """The peer's proof in pass 4 is missing, mirrored or wrong."""
+
+
 class AccessRefused(Refused):
     """A data-access-result or action-result that is not success."""
 
@@ -267,7 +271,8 @@ class Association:
         Raises:
             AssociationRefused: the AARE says no.
             ProofRefused: the meter does not accept our proof.
-            TagInvalid: the meter's InitiateResponse or its proof does not verify: other keys, or no meter.
+            TagInvalid: the meter's InitiateResponse does not verify: other keys, or no meter.
+            ProofInvalid: its proof is missing, mirrors ours or does not verify.
             Replayed, Downgraded, MalformedApdu, ExceptionAnswered.
         """
         terms = self.terms
@@ -285,7 +290,7 @@ class Association:
             if len(s_to_c) not in CHALLENGE_OCTETS:
                 raise MalformedApdu(f"StoC has {len(s_to_c)} octets, 8 to 64 are due")
             if s_to_c == challenge:
-                raise TagInvalid("StoC mirrors CtoS: whoever answers need not know the key")
+                raise ProofInvalid("StoC mirrors CtoS: whoever answers need not know the key")
             self._move(Event.CHALLENGED)
             floor = self.peer_counter
             proof = axdr.encode(axdr.octet_string(self._proof(challenge, s_to_c)))
@@ -300,8 +305,11 @@ class Association:
                     f"pass 3: {answer.words}", answer.result, authenticated=bool(terms.level)
                 )
             if answer.returned is None or answer.returned.result:
-                raise TagInvalid("the meter does not prove that it knows the key")
-            self._verify(answer.returned.data, challenge, s_to_c, floor)
+                raise ProofInvalid("the meter does not prove that it knows the key")
+            try:
+                self._verify(answer.returned.data, challenge, s_to_c, floor)
+            except TagInvalid as wrong:
+                raise ProofInvalid(f"pass 4: {wrong}") from wrong
             self._move(Event.PROVEN)
 
     def get(self, attribute: Attribute, selector: Selector | None = None) -> Exchange[bytes]:

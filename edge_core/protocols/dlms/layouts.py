@@ -171,7 +171,7 @@ def as_hex(octets: bytes) -> str | None:
     return octets.hex() if len(octets) <= MAX_STRING else None
 
 
-def as_int(value: float) -> int | None:
+def float_cell(value: float) -> int | None:
     """A float cell in thousandths, rounded half-even once; infinities and NaN are no reading."""
     if value != value or value in (float("inf"), float("-inf")):
         return None
@@ -181,7 +181,7 @@ def as_int(value: float) -> int | None:
 def cell_of(kind: int, raw: Any) -> Cell:
     """A value as `struct` gives it, as a cell."""
     if kind == FLOAT:
-        return as_int(raw)
+        return float_cell(raw)
     if kind == BITS:
         return int.from_bytes(raw, "big")
     return raw  # type: ignore[no-any-return]

@@ -1,0 +1,175 @@
+"""APDUs over a byte stream: the wrapper, or HDLC, one request and one answer at a time, each wait bounded.
+
+Invariants: an answer comes from the address that was asked and goes to the client that asked; whatever else comes
+(pushes on the same connection, other stations of a bus) is passed over, MAX_STRAYS times at most. After any error the
+stream is out of step: it must be closed. Silence is counted from the last octet that came, the whole exchange has a
+limit of its own, so that a meter that dribbles octets for ever ends too.
+
+Errors: `TimeoutError` and other `OSError`s of the stream, `MalformedFrame`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, Protocol
+
+from edge_core.errors import MalformedFrame, ProtocolError
+from edge_core.protocols.dlms.wrapper import WrapperReader, wrap
+from edge_core.protocols.hdlc.frame import client_address, server_address
+from edge_core.protocols.hdlc.link import Closed, Connected, Event, Link, Received, Waiting
+from edge_core.protocols.hdlc.parameters import Parameters
+
+if TYPE_CHECKING:
+    from edge_core.transports.stream import Stream
+
+MAX_STRAYS: Final = 32
+HDLC_INFORMATION: Final = 1024
+"""Information octets that SNRM proposes; a meter that takes less says so in UA."""
+HDLC_SILENCE_RETRIES: Final = 2
+_WAITING_PAUSE_S: Final = 0.2
+_DISC_S: Final = 1.0
+
+
+class Channel(Protocol):
+    """Carries APDUs to one logical device and back."""
+
+    async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
+        """Send an APDU (b"" = only wait) and return the next one that comes.
+
+        Raises:
+            TimeoutError: silence for `silence_s`, or no whole answer within `whole_s`.
+            OSError: the line broke.
+            MalformedFrame: what came is no frame, or longer than allowed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release the line; never raises."""
+        ...
+
+
+class _Deadline:
+    """How long the next read may wait."""
+
+    def __init__(self, silence_s: float, whole_s: float) -> None:
+        self._silence_s, self._whole_s = silence_s, whole_s
+        self._end = asyncio.get_running_loop().time() + whole_s
+
+    def wait_s(self) -> float:
+        left = self._end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise TimeoutError(f"no whole answer within {self._whole_s:g} s")
+        return min(left, self._silence_s)
+
+
+class WrapperChannel:
+    """Wrapper over TCP."""
+
+    def __init__(self, stream: Stream, client: int, server: int, max_apdu: int = 0xFFFF) -> None:
+        self._stream, self._client, self._server = stream, client, server
+        self._reader = WrapperReader(max_apdu)
+        self.heard = 0
+
+    async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
+        if apdu:
+            self._stream.write(wrap(self._client, self._server, apdu))
+        deadline = _Deadline(silence_s, whole_s)
+        strays = 0
+        self.heard = 0
+        while True:
+            while (wpdu := self._reader.next()) is not None:
+                if wpdu.source == self._server and wpdu.destination == self._client:
+                    return wpdu.apdu
+                strays += 1
+                if strays > MAX_STRAYS:
+                    raise MalformedFrame(
+                        f"{strays} APDUs from wPort {wpdu.source}, none of {self._server}"
+                    )
+            octets = await self._stream.read(deadline.wait_s())
+            self.heard += len(octets)
+            self._reader.feed(octets)
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+
+class HdlcChannel:
+    """HDLC over TCP or a serial line."""
+
+    def __init__(
+        self, stream: Stream, client: int, logical: int, physical: int | None, max_apdu: int
+    ) -> None:
+        self._stream = stream
+        self._link = Link(
+            client_address(client),
+            server_address(logical, physical),
+            Parameters(HDLC_INFORMATION, HDLC_INFORMATION),
+            max_apdu,
+        )
+        self._events: list[Event] = []
+        self.heard = 0
+
+    async def connect(self, silence_s: float) -> None:
+        """SNRM and UA. A meter that still holds an older session is told DISC first, once.
+
+        Raises:
+            As `exchange`; ConnectionRefusedError when it answers DM.
+        """
+        self._link.connect()
+        self._flush()
+        event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
+        if isinstance(event, Closed):
+            self._link.connect()
+            self._flush()
+            event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
+        if not isinstance(event, Connected):
+            raise ConnectionRefusedError("the meter does not take SNRM")
+
+    async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
+        self.heard = 0
+        if apdu:
+            self._link.send(apdu)
+            self._flush()
+        while True:
+            event = await self._next(silence_s, whole_s)
+            if isinstance(event, Received):
+                return event.apdu
+            if isinstance(event, Closed):
+                raise ConnectionResetError(f"the meter dropped the link: {event.reason}")
+            if isinstance(event, Waiting):
+                await asyncio.sleep(_WAITING_PAUSE_S)
+                self._link.repeat()
+                self._flush()
+
+    async def close(self) -> None:
+        with contextlib.suppress(OSError, ProtocolError):
+            self._link.disconnect()
+            self._flush()
+            while not isinstance(await self._next(_DISC_S, _DISC_S, retries=0), Closed):
+                pass
+        await self._stream.close()
+
+    def _flush(self) -> None:
+        octets = self._link.outgoing()
+        if octets:
+            self._stream.write(octets)
+
+    async def _next(
+        self, silence_s: float, whole_s: float, retries: int = HDLC_SILENCE_RETRIES
+    ) -> Event:
+        """The next event; silence is answered by asking again, as HDLC has it, a few times."""
+        deadline = _Deadline(silence_s, whole_s)
+        while not self._events:
+            try:
+                octets = await self._stream.read(deadline.wait_s())
+            except TimeoutError:
+                if retries <= 0:
+                    raise
+                retries -= 1
+                self._link.repeat()
+            else:
+                self.heard += len(octets)
+                self._events.extend(self._link.feed(octets))
+            self._flush()
+        return self._events.pop(0)

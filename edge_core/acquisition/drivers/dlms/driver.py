@@ -1,0 +1,436 @@
+"""DLMS meters: profiles as blocks, registers as registers; see `acquisition.drivers.Driver` for the contract.
+
+A visit with everything known costs: connect, AARQ, pass 3, GET clock, one GET per profile, RLRQ. Serial and nameplate
+are read again when another system title answers; meters without one (no ciphering) tell their serial each time.
+
+Invariants: rows are whatever the meter holds for the asked range, in its buffer order; what it sends beyond the range
+is dropped, also where it ignores the selection. Layouts are proven before rows are read under them, and again when
+rows do not fit. Without an authenticated answer every row is flagged UNAUTHENTICATED.
+Limits: ROWS_AT_ONCE rows are asked for in one request; longer histories take several.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from edge_core.acquisition.drivers import Device, ProfileRequest
+from edge_core.acquisition.drivers.dlms import registers
+from edge_core.acquisition.drivers.dlms.learned import (
+    Learned,
+    capture_objects,
+    clock_rules,
+    plan_of,
+    remembered,
+    scaler_row,
+    scaler_unit,
+    whole_number,
+)
+from edge_core.acquisition.drivers.dlms.session import Session
+from edge_core.domain import Block, Flag, RegisterReading, as_list
+from edge_core.domain.block import runs_of
+from edge_core.errors import MalformedReply, MeterRefused, ProtocolError
+from edge_core.protocols.dlms import axdr
+from edge_core.protocols.dlms.codes import Conformance
+from edge_core.protocols.dlms.cosem import Attribute, CaptureObject, EntrySelector, RangeSelector
+from edge_core.protocols.dlms.datetime import decode_datetime, encode_datetime
+from edge_core.protocols.dlms.layouts import ColumnMismatch
+from edge_core.protocols.dlms.profile import ScalerUnit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_core.acquisition.drivers import Counters, Memory, Site, Tracer
+    from edge_core.clock import Clock
+    from edge_core.config.keys import MeterKeys
+    from edge_core.config.models import DlmsModel, Profile
+    from edge_core.config.schema import Line, Meter
+    from edge_core.domain import Obis
+    from edge_core.protocols.dlms.cosem import Selector
+    from edge_core.protocols.dlms.datetime import ClockRules
+    from edge_core.protocols.dlms.shapes import Rows
+
+ROWS_AT_ONCE: Final = 2_000
+DAY_S: Final = 86_400
+OLDEST: Final = 946_684_800  # 2000-01-01: no smart meter holds rows from before
+PROFILE_CLASS: Final = 7
+CLOCK_CLASS: Final = 8
+DATA_CLASS: Final = 1
+_SCALER_ATTRIBUTE: Final = {3: 3, 4: 3, 5: 4}
+"""Attribute that holds scaler and unit, by class."""
+_SCALED_ATTRIBUTES: Final = frozenset(((3, 2), (4, 2), (5, 2), (5, 3)))
+
+
+class Driver:
+    """One session with one DLMS meter."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        line: Line,
+        model: DlmsModel,
+        keys: MeterKeys,
+        counters: Counters | None,
+        memory: Memory,
+        clock: Clock,
+        tracer: Tracer | None = None,
+        *,
+        site: Site,
+    ) -> None:
+        self._meter, self._model, self._memory, self._clock = meter, model, memory, clock
+        self._rules = clock_rules(model, site.timezone)
+        self.session = Session(meter, line, model, keys, counters, tracer, site)
+        self._device: Device | None = None
+        self._offset_s: float | None = None
+
+    # --- who and when
+
+    async def identify(self) -> Device:
+        association = await self.session.associate()
+        if self._device is not None:
+            return self._device
+        title = association.meter_title
+        known = self._memory.get("identity")
+        if title and isinstance(known, dict) and known.get("title") == title.hex():
+            self._device = Device(known["serial"], title, known["nameplate"])
+            return self._device
+        serial = await self._text(self._model.association.serial)
+        if not serial:
+            raise MalformedReply(
+                self._meter.id, self.session.place, "identify", "the serial number is empty"
+            )
+        same = isinstance(known, dict) and known.get("serial") == serial
+        nameplate = known["nameplate"] if same else await self._nameplate()
+        self._memory.put(
+            "identity", {"title": title.hex(), "serial": serial, "nameplate": nameplate}
+        )
+        self._device = Device(serial, title, nameplate)
+        return self._device
+
+    async def _nameplate(self) -> dict[str, str]:
+        """The nameplate objects of the model that this meter has."""
+        out = {}
+        for name, obis in self._model.association.nameplate.items():
+            try:
+                out[name] = await self._text(obis)
+            except MeterRefused:
+                continue
+        return out
+
+    async def _text(self, obis: Obis) -> str:
+        """A nameplate object as text."""
+        data = await self.get(Attribute(DATA_CLASS, obis, 2))
+        with self.session.step(f"GET {obis}:2"):
+            return registers.text_of(data)
+
+    async def clock_offset(self) -> float | None:
+        await self.session.associate()
+        if self._offset_s is None:
+            before = self._clock.now()
+            data = await self.get(Attribute(CLOCK_CLASS, self._model.time.clock, 2))
+            after = self._clock.now()
+            with self.session.step(f"GET {self._model.time.clock}:2"):
+                value = axdr.decode_whole(data).value
+            at = decode_datetime(value, self._rules).at if isinstance(value, bytes) else None
+            if at is None:
+                return None
+            self._offset_s = at - (before + after) / 2
+        return self._offset_s
+
+    # --- profiles
+
+    async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
+        device = await self.identify()
+        profile = self._profile(request.kind)
+        learned = await self._learn(request.kind, profile, device.serial)
+        blocks: list[Block] = []
+        for since, until, selector in await self._portions(request, profile, learned):
+            data = await self.get(Attribute(PROFILE_CLASS, profile.obis, 2), selector)
+            try:
+                rows = self._decode(data, profile, learned)
+            except ColumnMismatch:
+                learned = await self._prove(request.kind, profile, device.serial)
+                with self.session.step(f"GET {profile.obis}:2"):
+                    rows = self._decode(data, profile, learned)
+            blocks += [
+                block
+                for part in rows
+                if (block := self._block(request.kind, part, learned, since, until)) is not None
+            ]
+        return blocks
+
+    def _profile(self, kind: str) -> Profile:
+        try:
+            return self._model.profiles[kind]
+        except KeyError:
+            raise MeterRefused(
+                self._meter.id,
+                self.session.place,
+                kind,
+                f"the meter model {self._model.name} has no profile {kind}",
+                f"It has {', '.join(self._model.profiles) or 'none'}",
+            ) from None
+
+    def _decode(self, data: bytes, profile: Profile, learned: Learned) -> list[Rows]:
+        """Rows of a buffer; ColumnMismatch goes to the caller, anything else is a MalformedReply."""
+        try:
+            return plan_of(learned, profile, self._rules).decode(data)
+        except ColumnMismatch:
+            raise
+        except ProtocolError as cause:
+            raise self.session.explain(f"GET {profile.obis}:2", cause) from cause
+
+    def _block(
+        self, kind: str, rows: Rows, learned: Learned, since: int | None, until: int | None
+    ) -> Block | None:
+        """A block of the rows within the range, or None when there is neither row nor remark."""
+        assert self._device is not None
+        times = as_list(rows.times)
+        flags = rows.flags
+        if not self.session.authenticated:
+            bits = [int(Flag.UNAUTHENTICATED)] * len(times)
+            for first, count, value in flags:
+                for row in range(first, first + count):
+                    bits[row] |= value
+            flags = runs_of(bits)
+        block = Block(
+            meter=self._meter.id,
+            device=self._device.serial,
+            kind=kind,
+            layout=rows.layout,
+            times=rows.times,
+            columns=rows.columns,
+            occ=rows.occ,
+            flags=flags,
+            tz=rows.tz,
+            multiplier=self._meter.multiplier,
+            read_at=int(self._clock.now()),
+            proven_at=learned.proven_at,
+            q={"unplaced": rows.unplaced} if rows.unplaced else None,
+        )
+        low = since if since is not None else OLDEST
+        high = until if until is not None else 1 << 62
+        if times and (min(times) < low or max(times) > high):
+            block = block.take([i for i, t in enumerate(times) if low <= t <= high])
+        return block if block.rows or rows.unplaced else None
+
+    async def _portions(
+        self, request: ProfileRequest, profile: Profile, learned: Learned
+    ) -> list[tuple[int | None, int | None, Selector | None]]:
+        """What to ask for, oldest first: (since, until) that each answer is cut to, and the selector."""
+        whole: list[tuple[int | None, int | None, Selector | None]] = [
+            (request.since, request.until, None)
+        ]
+        association = await self.session.associate()
+        if profile.range == "ignored" or Conformance.SELECTIVE_ACCESS not in association.negotiated:
+            return whole
+        if request.by_entry or profile.range == "entry":
+            return await self._by_entry(request, profile, learned)
+        period = learned.period or profile.period_s
+        if request.since is None and request.until is None:
+            held = await self._entries_in_use(profile.obis)
+            if held is None or held <= ROWS_AT_ONCE:
+                return whole
+        now = self._clock.now() + max(self._offset_s or 0.0, 0.0)
+        until = request.until if request.until is not None else int(now) + DAY_S
+        since = request.since if request.since is not None else OLDEST
+        step = ROWS_AT_ONCE * period if period else 0
+        cuts: list[int] = []
+        if step:
+            # the oldest portion reaches back as far as it takes, the others hold ROWS_AT_ONCE rows at most
+            first = max(since, until - step * 64)
+            cuts = list(range(until - step, first, -step))[::-1]
+        bounds = [since, *cuts, until + 1]
+        return [
+            (
+                a if a != OLDEST or request.since is not None else None,
+                b - 1,
+                self._range(a, b - 1, profile, period),
+            )
+            for a, b in itertools.pairwise(bounds)
+        ]
+
+    def _range(self, since: int, until: int, profile: Profile, period: int) -> RangeSelector:
+        """Selective access by range, in the style of the model."""
+        quirks = self._model.quirks
+        if profile.range == "exclusive":
+            since -= period or 60
+        if quirks.second_in_range:
+            since, until = since - since % 60, until + -until % 60
+
+        def stamp(at: int) -> Any:
+            return axdr.octet_string(
+                encode_datetime(
+                    max(at, OLDEST),
+                    self._rules,
+                    deviation=not quirks.bare_range_time,
+                    weekday=not quirks.bare_range_time,
+                )
+            )
+
+        return RangeSelector(
+            CaptureObject(CLOCK_CLASS, self._model.time.clock, 2, 0), stamp(since), stamp(until)
+        )
+
+    async def _by_entry(
+        self, request: ProfileRequest, profile: Profile, learned: Learned
+    ) -> list[tuple[int | None, int | None, Selector | None]]:
+        """Entries newest enough to hold the range, in portions, oldest first; shifts while reading only overlap."""
+        held = await self._entries_in_use(profile.obis)
+        if held is None:
+            return [(request.since, request.until, None)]
+        period = learned.period or profile.period_s
+        wanted = held
+        if request.since is not None and period:
+            newest = self._clock.now() + max(self._offset_s or 0.0, 0.0)
+            wanted = min(held, max(0, int((newest - request.since) // period)) + 3)
+        portions: list[tuple[int, int]] = []
+        if profile.entry_base == "oldest":
+            first = held - wanted + 1
+            while first <= held:
+                last = min(first + ROWS_AT_ONCE - 1, held)
+                portions.append((first, 0 if last == held else last))
+                first = last + 1
+        else:
+            first = 1
+            while first <= wanted:
+                last = min(first + ROWS_AT_ONCE - 1, wanted)
+                portions.append((first, last))
+                first = last + 1
+            portions.reverse()
+        return [(request.since, request.until, EntrySelector(a, b)) for a, b in portions]
+
+    async def _entries_in_use(self, obis: Obis) -> int | None:
+        """Attribute 7 of a profile, or None if the meter does not tell."""
+        try:
+            data = await self.get(Attribute(PROFILE_CLASS, obis, 7))
+        except MeterRefused:
+            return None
+        with self.session.step(f"GET {obis}:7"):
+            return whole_number(data)
+
+    # --- what profiles hold
+
+    async def _learn(self, kind: str, profile: Profile, serial: str) -> Learned:
+        """Capture objects and scalers, from memory while they hold."""
+        known = remembered(self._memory.get(f"profile.{kind}"))
+        if known is not None and known.holds(serial, self._clock.now()):
+            return known
+        return await self._prove(kind, profile, serial)
+
+    async def _prove(self, kind: str, profile: Profile, serial: str) -> Learned:
+        """Read capture objects and scalers from the meter, and remember them."""
+        obis = profile.obis
+        objects = await self._capture_objects(obis)
+        period, sort = 0, 0
+        for index in (4, 5):
+            try:
+                data = await self.get(Attribute(PROFILE_CLASS, obis, index))
+            except MeterRefused:
+                continue
+            with self.session.step(f"GET {obis}:{index}"):
+                if index == 4:
+                    period = whole_number(data)
+                else:
+                    sort = whole_number(data)
+        scalers = await self._scalers(profile, objects)
+        learned = Learned(
+            serial,
+            int(self._clock.now()),
+            objects,
+            period,
+            sort,
+            tuple((o, a, s.scaler, s.unit) for (o, a), s in scalers.items()),
+        )
+        with self.session.step(f"GET {obis}:3"):
+            plan_of(learned, profile, self._rules)
+        self._memory.put(f"profile.{kind}", msgspec.to_builtins(learned))
+        return learned
+
+    async def _capture_objects(self, obis: Obis) -> tuple[CaptureObject, ...]:
+        data = await self.get(Attribute(PROFILE_CLASS, obis, 3))
+        with self.session.step(f"GET {obis}:3"):
+            return capture_objects(data)
+
+    async def _scalers(
+        self, profile: Profile, objects: tuple[CaptureObject, ...]
+    ) -> dict[tuple[Obis, int], ScalerUnit]:
+        """Scaler and unit by (logical name, attribute): of the scaler profile, else of the objects themselves."""
+        wanted = {
+            (o.class_id, o.obis): o
+            for o in objects
+            if (o.class_id, o.attribute) in _SCALED_ATTRIBUTES
+        }
+        found: dict[tuple[int, Obis], ScalerUnit] = {}
+        if profile.scaler_profile and wanted:
+            try:
+                named = await self._capture_objects(profile.scaler_profile)
+                data = await self.get(Attribute(PROFILE_CLASS, profile.scaler_profile, 2))
+                with self.session.step(f"GET {profile.scaler_profile}:2"):
+                    found = scaler_row(data, named)
+            except MeterRefused:
+                found = {}
+        for key in wanted:
+            if key not in found:
+                found[key] = await self.scaler_of(*key)
+        return {
+            (o.obis, o.attribute): found[o.class_id, o.obis]
+            for o in objects
+            if (o.class_id, o.obis) in found
+        }
+
+    async def scaler_of(self, class_id: int, obis: Obis) -> ScalerUnit:
+        """Scaler and unit of a register, (0, "") where it has none."""
+        index = _SCALER_ATTRIBUTE[class_id]
+        try:
+            data = await self.get(Attribute(class_id, obis, index))
+        except MeterRefused:
+            return ScalerUnit(0, "")
+        with self.session.step(f"GET {obis}:{index}"):
+            return scaler_unit(axdr.decode_whole(data).plain())
+
+    # --- single values
+
+    async def read_registers(self, what: str) -> Sequence[RegisterReading]:
+        await self.identify()
+        return await registers.read(self, what)
+
+    async def read_row(self, kind: str) -> list[RegisterReading] | None:
+        """The newest row of a profile as single values, or None when it has none."""
+        blocks = [block for block in await self.read_profile(ProfileRequest(kind)) if block.rows]
+        if not blocks:
+            return None
+        block = blocks[-1]
+        return [
+            RegisterReading(c.obis, "", c.attribute, as_list(values)[-1], c.scaler, c.unit)
+            for c, values in zip(block.layout.cols, block.columns, strict=True)
+        ]
+
+    @property
+    def rules(self) -> ClockRules:
+        """How the meter writes time."""
+        return self._rules
+
+    @property
+    def model(self) -> DlmsModel:
+        """The model that the meter is read by."""
+        return self._model
+
+    @property
+    def memory(self) -> Memory:
+        """What is known from earlier sessions."""
+        return self._memory
+
+    async def get(self, attribute: Attribute, selector: Selector | None = None) -> bytes:
+        """One attribute as A-XDR.
+
+        Raises:
+            MeterError: MeterRefused when the meter says no.
+        """
+        association = await self.session.associate()
+        return await self.session.run(association.get(attribute, selector), f"GET {attribute}")
+
+    async def close(self) -> None:
+        await self.session.close()

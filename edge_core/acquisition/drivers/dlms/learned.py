@@ -1,0 +1,177 @@
+"""What is learned of a meter's profiles: capture objects, period, order, scalers; kept in the driver's memory.
+
+It is proven at first contact, when another device answers, when rows do not fit, and daily: then read again. A plan
+(compiled layouts) is shared by all meters that agree in these, so a fleet of one model has a handful.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from edge_core.domain import Flag, Obis, unit_from_dlms
+from edge_core.errors import MalformedApdu
+from edge_core.protocols.dlms import axdr
+from edge_core.protocols.dlms.cosem import CaptureObject
+from edge_core.protocols.dlms.datetime import LOCAL_TO_UTC, UTC_TO_LOCAL, ClockRules
+from edge_core.protocols.dlms.profile import Plan, ScalerUnit
+
+if TYPE_CHECKING:
+    from edge_core.config.models import DlmsModel, Profile
+
+MAX_CAPTURE_OBJECTS: Final = 256
+PROVEN_FOR_S: Final = 86_400
+"""Civil seconds after which capture objects and scalers are proven again."""
+NEWEST_FIRST: Final = 2
+"""Sort method LIFO (attribute 5)."""
+
+_KEPT_PLANS: Final = 256
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """What the meter says about one profile.
+
+    Attributes:
+        device: serial of who said it.
+        proven_at: UTC epoch seconds of our clock.
+        objects: capture objects.
+        period: capture period in seconds.
+        sort: sort method, 0 = not told.
+        scalers: (obis, attribute, scaler, unit) of the columns that have one.
+    """
+
+    device: str
+    proven_at: int
+    objects: tuple[CaptureObject, ...]
+    period: int
+    sort: int
+    scalers: tuple[tuple[Obis, int, int, str], ...]
+
+    def holds(self, device: str, now: float) -> bool:
+        """Is it still believed?"""
+        return self.device == device and 0 <= now - self.proven_at < PROVEN_FOR_S
+
+
+def remembered(value: Any) -> Learned | None:
+    """What `Memory.get` gave, or None when it is nothing that we can read (an older release wrote it)."""
+    if value is None:
+        return None
+    try:
+        return msgspec.convert(value, Learned)
+    except msgspec.ValidationError:
+        return None
+
+
+def capture_objects(data: bytes) -> tuple[CaptureObject, ...]:
+    """Attribute 3 of a profile.
+
+    Raises:
+        MalformedApdu: no array of capture objects, or more than MAX_CAPTURE_OBJECTS.
+    """
+    value = axdr.decode_whole(data).value
+    if not isinstance(value, tuple) or len(value) > MAX_CAPTURE_OBJECTS:
+        raise MalformedApdu(f"no array of at most {MAX_CAPTURE_OBJECTS} capture objects")
+    return tuple(CaptureObject.from_data(item) for item in value)
+
+
+def whole_number(data: bytes) -> int:
+    """A number of any integer type.
+
+    Raises:
+        MalformedApdu: something else.
+    """
+    value = axdr.decode_whole(data).value
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise MalformedApdu("no number")
+    return value
+
+
+def scaler_unit(value: Any) -> ScalerUnit:
+    """A scaler_unit structure without its types: [scaler, unit].
+
+    Raises:
+        MalformedApdu: something else.
+    """
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(n, int) for n in value)
+        or not -128 <= value[0] <= 127
+    ):
+        raise MalformedApdu("no scaler and unit")
+    return ScalerUnit(value[0], unit_from_dlms(value[1]))
+
+
+def scaler_row(
+    data: bytes, objects: tuple[CaptureObject, ...]
+) -> dict[tuple[int, Obis], ScalerUnit]:
+    """The row of a scaler profile by (class, logical name): its order is its own.
+
+    Raises:
+        MalformedApdu: no row of as many cells as capture objects.
+    """
+    rows = axdr.decode_whole(data).plain()
+    if (
+        not isinstance(rows, list)
+        or not rows
+        or not isinstance(rows[-1], list)
+        or len(rows[-1]) != len(objects)
+    ):
+        raise MalformedApdu(f"no row of {len(objects)} scalers")
+    return {
+        (o.class_id, o.obis): scaler_unit(cell)
+        for o, cell in zip(objects, rows[-1], strict=True)
+        if isinstance(cell, list)
+    }
+
+
+def clock_rules(model: DlmsModel, timezone: str) -> ClockRules:
+    """How meters of a model write time."""
+    return ClockRules(
+        UTC_TO_LOCAL if model.time.deviation == "utc-to-local" else LOCAL_TO_UTC,
+        ZoneInfo(model.time.zone or timezone),
+        model.time.deviation_holds_dst,
+    )
+
+
+_plans: OrderedDict[Any, Plan] = OrderedDict()
+
+
+def plan_of(learned: Learned, profile: Profile, rules: ClockRules) -> Plan:
+    """The compiled plan for these capture objects and scalers.
+
+    Raises:
+        MalformedApdu: no column times the rows.
+    """
+    period = profile.period_s if learned.period <= 0 else learned.period
+    key = (profile, learned.objects, learned.scalers, period, learned.sort, rules)
+    plan = _plans.get(key_text := repr(key))
+    if plan is None:
+        plan = Plan(
+            profile.obis,
+            learned.objects,
+            {
+                (obis, attribute): ScalerUnit(scaler, unit)
+                for obis, attribute, scaler, unit in learned.scalers
+            },
+            period,
+            rules,
+            newest_first=learned.sort == NEWEST_FIRST,
+            clock=profile.clock,
+            status=profile.status,
+            status_bits={
+                int(bit): Flag[name.upper().replace("-", "_")]
+                for bit, name in profile.status_bits.items()
+            },
+            epochs=frozenset((obis, 2) for obis in profile.epochs),
+            null_is_same=profile.null_data == "same",
+        )
+        _plans[key_text] = plan
+        if len(_plans) > _KEPT_PLANS:
+            _plans.popitem(last=False)
+    else:
+        _plans.move_to_end(key_text)
+    return plan

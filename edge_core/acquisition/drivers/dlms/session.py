@@ -1,0 +1,523 @@
+"""One session with one meter: line, counters, association, and errors in a field engineer's words.
+
+A session opens the line, brings our invocation counter above the meter's (once per process and meter, as public client
+on a connection of its own), associates, and runs operations of `protocols.dlms.association` over the line.
+
+Invariants: a counter is on disk before it is used; after a refusal that a low counter may explain, the meter's counter
+is read once more and the association tried once more, never in a loop; an unauthenticated counter near the end of the
+range is never adopted. Every error of line and protocol becomes a `MeterError` here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from edge_core.acquisition.drivers.dlms.channel import HdlcChannel, WrapperChannel
+from edge_core.config.values import parse_address
+from edge_core.errors import (
+    CounterExhausted,
+    Downgraded,
+    KeyRejected,
+    LineSilent,
+    LocalProtocolError,
+    MalformedReply,
+    MeterError,
+    MeterRefused,
+    ProtocolError,
+    Replayed,
+    TagInvalid,
+)
+from edge_core.protocols.dlms import axdr
+from edge_core.protocols.dlms.association import (
+    AccessRefused,
+    Association,
+    AssociationRefused,
+    ExceptionAnswered,
+    Exchange,
+    NotNegotiated,
+    ProofInvalid,
+    ProofRefused,
+    State,
+    Terms,
+    is_counter_error,
+)
+from edge_core.protocols.dlms.codes import Mechanism, UserDiagnostic
+from edge_core.protocols.dlms.cosem import Attribute
+from edge_core.protocols.dlms.security import (
+    AUTHENTICATED,
+    AUTHENTICATED_ENCRYPTED,
+    ENCRYPTED,
+    SecurityContext,
+)
+from edge_core.transports import tcp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_core.acquisition.drivers import Counters, Site, Tracer
+    from edge_core.config.keys import MeterKeys
+    from edge_core.config.models import DlmsModel
+    from edge_core.config.schema import Line, Meter
+    from edge_core.domain import Secret
+    from edge_core.transports.stream import Stream
+
+T = TypeVar("T")
+
+SILENCE_S: Final = 10.0
+"""Longest silence after a request, where the line says nothing else."""
+WHOLE_S: Final = 60.0
+"""Longest time that one answer may take to arrive whole."""
+RELEASE_S: Final = 2.0
+COUNTERS_AT_ONCE: Final = 200
+CHALLENGE_OCTETS: Final = 16
+COUNTER_LIMIT: Final = 2**32 - 2**24
+"""A counter read without authentication is not believed above this: following it would use up the key."""
+
+_MECHANISMS: Final = {
+    "none": Mechanism.NONE,
+    "lls": Mechanism.LLS,
+    "hls2": Mechanism.HLS2,
+    "hls3": Mechanism.HLS3_MD5,
+    "hls4": Mechanism.HLS4_SHA1,
+    "hls5": Mechanism.HLS5_GMAC,
+    "hls6": Mechanism.HLS6_SHA256,
+}
+_LEVELS: Final = {
+    "none": 0,
+    "authenticated": AUTHENTICATED,
+    "encrypted": ENCRYPTED,
+    "authenticated-encrypted": AUTHENTICATED_ENCRYPTED,
+}
+
+_synchronised: weakref.WeakKeyDictionary[Any, set[tuple[str, bytes, str]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Per counter store: (meter, our title, key fingerprint) whose counter was compared with the meter's."""
+
+
+class Session:
+    """A line and an association with one meter; see `drivers.open_driver` for the arguments."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        line: Line,
+        model: DlmsModel,
+        keys: MeterKeys,
+        counters: Counters | None,
+        tracer: Tracer | None,
+        site: Site,
+    ) -> None:
+        self.meter, self.line, self.model = meter, line, model
+        self._keys, self._counters, self._tracer = keys, counters, tracer
+        self._channel: WrapperChannel | HdlcChannel | None = None
+        self._reserved = 0
+        self._opening: Association | None = None
+        self.association: Association | None = None
+        self.address = parse_address(
+            meter.address, transport=line.transport, framing=line.framing, shared=line.address
+        )
+        self.place = f"{line.id}, {line.transport} {self.address}"
+        self.silence_s = line.timeout_s or SILENCE_S
+        self.foreign_counter: tuple[int, int] | None = None
+        security = meter.security or model.association.security
+        self.mechanism = _MECHANISMS[security]
+        self.level = self._level(security)
+        override = model.association.system_title
+        self.title = bytes.fromhex(override) if override else site.title
+
+    def _level(self, security: str) -> int:
+        """Bits of protection: the model's for the model's own mechanism, else what the mechanism needs."""
+        association = self.model.association
+        if security == association.security:
+            return _LEVELS[association.protection] if association.ciphering != "none" else 0
+        return AUTHENTICATED_ENCRYPTED if security == "hls5" else 0
+
+    @property
+    def authenticated(self) -> bool:
+        """Do answers carry a tag that was verified?"""
+        return bool(self.level & AUTHENTICATED)
+
+    @property
+    def open(self) -> bool:
+        """Is there an association that can be used?"""
+        return self.association is not None and self.association.state is State.READY
+
+    # --- opening
+
+    async def associate(self) -> Association:
+        """Open the line and associate, if that is not done yet.
+
+        Raises:
+            MeterError: LineSilent, KeyRejected, MeterRefused, MalformedReply.
+        """
+        if self.association is not None:
+            if self.association.state is State.READY:
+                return self.association
+            await self.close()
+        mark = self._mark()
+        fresh = mark is not None and mark not in self._marks()
+        if mark is not None and fresh:
+            await self._synchronise(mark)
+        try:
+            return await self._associate_once()
+        except MeterError as error:
+            await self.close()
+            if mark is None or not _counter_may_explain(error):
+                raise
+        self._marks().discard(mark)
+        if not fresh:
+            await self._synchronise(mark)
+        try:
+            return await self._associate_once()
+        except MeterError as error:
+            await self.close()
+            if isinstance(error, LineSilent) and _counter_may_explain(error):
+                raise self._closed_on_aarq() from error
+            raise
+
+    def _closed_on_aarq(self) -> KeyRejected:
+        return KeyRejected(
+            self.meter.id,
+            self.place,
+            "AARQ",
+            "the meter answers the public client, but closes the line on our ciphered AARQ",
+            f"Its invocation counter is not the reason. Check guek and gak of {self.meter.id} in the key file, the "
+            f"client SAP {self._client()} and our system title {self.title.hex()}",
+        )
+
+    async def _associate_once(self) -> Association:
+        association = self._new_association()
+        self._opening = association
+        during = "AARQ"
+        if self.level or self.mechanism is Mechanism.HLS5_GMAC:
+            await self._reserve(during)
+        channel = await self._connect(self._client())
+        challenge = os.urandom(CHALLENGE_OCTETS) if self.mechanism > Mechanism.LLS else b""
+        await self._pump(channel, association.open(challenge), during)
+        self.association = association
+        return association
+
+    def _client(self) -> int:
+        return self.meter.client or self.model.association.client
+
+    def _new_association(self) -> Association:
+        model, keys = self.model.association, self._keys
+        context = None
+        if self.level or self.mechanism is Mechanism.HLS5_GMAC:
+            guek = self._need_key(keys.guek, "guek")
+            with self.step("keys"):
+                context = SecurityContext(model.suite, guek, keys.gak)
+        secret = None
+        if self.mechanism is Mechanism.LLS:
+            secret = self._need_key(keys.password, "password")
+        elif self.mechanism not in (Mechanism.NONE, Mechanism.HLS5_GMAC):
+            secret = self._need_key(keys.hls, "hls")
+        ciphering = model.ciphering if model.ciphering != "none" else "glo"
+        dedicated_key = dedicated = None
+        if self.level and ciphering in ("ded", "general-ded"):
+            from edge_core.domain import Secret as Key
+
+            dedicated_key = Key(os.urandom(32 if model.suite == 2 else 16))
+            dedicated = SecurityContext(model.suite, dedicated_key, keys.gak)
+        return Association(
+            Terms(
+                title=self.title,
+                mechanism=self.mechanism,
+                level=self.level,
+                ciphering=ciphering if self.level else "none",
+                object=model.object,
+                max_pdu=model.max_pdu_size,
+                release=model.release,
+                bare_conformance=self.model.quirks.bare_conformance,
+            ),
+            next_counter=self._next_counter if context is not None else None,
+            context=context,
+            secret=secret,
+            accept=self._accept if not self.model.quirks.counter_restarts else None,
+            dedicated=dedicated,
+            dedicated_key=dedicated_key,
+        )
+
+    def _need_key(self, key: Secret | None, name: str) -> Secret:
+        if key is None:
+            raise KeyRejected(
+                self.meter.id,
+                self.place,
+                "keys",
+                f"the key {name} is missing",
+                f"Write {name} into the table [{self.meter.id}] of the key file",
+            )
+        return key
+
+    # --- the line
+
+    async def _connect(self, client: int) -> WrapperChannel | HdlcChannel:
+        """Open the line for a client SAP."""
+        await self._close_channel()
+        with self.step("connect"):
+            stream = await self._stream()
+            limit = self.model.association.max_pdu_size
+            if self.line.framing == "hdlc":
+                hdlc = HdlcChannel(
+                    stream,
+                    client,
+                    self.address.logical or 1,
+                    self.address.physical,
+                    max(limit, 0xFFFF),
+                )
+                self._channel = hdlc
+                await hdlc.connect(self.silence_s)
+            else:
+                server = self.address.logical if self.address.logical is not None else 1
+                if server == 1:
+                    server = self.model.association.server
+                self._channel = WrapperChannel(stream, client, server)
+        return self._channel
+
+    async def _stream(self) -> Stream:
+        return await tcp.connect(
+            self.address.host,
+            self.address.port,
+            timeout_s=min(tcp.CONNECT_TIMEOUT_S, self.silence_s),
+            tracer=self._tracer,
+        )
+
+    async def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def run(self, exchange: Exchange[T], during: str) -> T:
+        """Run one operation of the association.
+
+        Args:
+            exchange: the operation.
+            during: the step for errors, in the standard's terms.
+
+        Raises:
+            MeterError.
+        """
+        channel = self._channel
+        if channel is None:
+            raise LineSilent(self.meter.id, self.place, during, "the line is closed")
+        return await self._pump(channel, exchange, during)
+
+    async def _pump(
+        self, channel: WrapperChannel | HdlcChannel, exchange: Exchange[T], during: str
+    ) -> T:
+        with self.step(during, channel):
+            try:
+                if self._reserved:
+                    await self._reserve(during)
+                request = next(exchange)
+                while True:
+                    reply = await channel.exchange(request, self.silence_s, WHOLE_S)
+                    if self._reserved:
+                        await self._reserve(during)
+                    request = exchange.send(reply)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]
+            finally:
+                exchange.close()
+
+    async def close(self) -> None:
+        """Release the association where the model wants it, and the line; never raises."""
+        association, self.association = self.association, None
+        channel = self._channel
+        if association is not None and channel is not None and association.state is State.READY:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(RELEASE_S):
+                    await self._pump(channel, association.release(), "RLRQ")
+        with contextlib.suppress(Exception):
+            await self._close_channel()
+
+    # --- counters
+
+    def _mark(self) -> tuple[str, bytes, str] | None:
+        """What a synchronised counter belongs to; None where no counter is used."""
+        if not self.level and self.mechanism is not Mechanism.HLS5_GMAC:
+            return None
+        return self.meter.id, self.title, self._need_key(self._keys.guek, "guek").fingerprint()
+
+    def _marks(self) -> set[tuple[str, bytes, str]]:
+        assert self._counters is not None
+        return _synchronised.setdefault(self._counters, set())
+
+    async def _synchronise(self, mark: tuple[str, bytes, str]) -> None:
+        """Bring our counter above the meter's view of it."""
+        _, title, fingerprint = mark
+        counters = self._counters
+        if counters is None:
+            raise KeyRejected(self.meter.id, self.place, "counters", "there is no counter store")
+        obis = self.model.association.counter
+        theirs: int | None = None
+        if obis:
+            theirs = await self._read_counter(obis)
+        ours = counters.current(title, fingerprint)
+        if theirs is None and obis and ours is None:
+            raise KeyRejected(
+                self.meter.id,
+                self.place,
+                f"GET {obis}:2",
+                "the meter does not tell its invocation counter, and ours is not known",
+                "A guessed counter may be refused or repeat one. Check `counter` of the meter model",
+            )
+        if theirs is not None and theirs > COUNTER_LIMIT:
+            raise KeyRejected(
+                self.meter.id,
+                self.place,
+                f"GET {obis}:2",
+                f"the meter claims invocation counter {theirs}, near the end of the range",
+                "This value is not authenticated. If it is true the key must be changed",
+            )
+        if theirs is not None and ours is not None and theirs >= ours:
+            self.foreign_counter = (ours, theirs)
+        await self._prepare(title, fingerprint, 0 if theirs is None else theirs + 1, "counters")
+        self._marks().add(mark)
+
+    async def _read_counter(self, obis: str) -> int | None:
+        """The meter's last accepted counter, as public client; None if it will not tell."""
+        during = f"GET {obis}:2 as public client"
+        public = Association(Terms(max_pdu=self.model.association.max_pdu_size))
+        channel = await self._connect(self.model.association.counter_client)
+        try:
+            await self._pump(channel, public.open(), "AARQ as public client")
+            data = await self._pump(channel, public.get(Attribute(1, obis, 2)), during)
+        except MeterRefused:
+            return None
+        finally:
+            self.association = None
+            await self._close_channel()
+        with self.step(during):
+            value = axdr.decode_whole(data).value
+            if not isinstance(value, int) or not 0 <= value < 2**32:
+                raise ProtocolError(f"an invocation counter of type {type(value).__name__}")
+            return value
+
+    async def _reserve(self, during: str) -> None:
+        """Have counters on disk for what comes next."""
+        if self._reserved > COUNTERS_AT_ONCE // 4:
+            return
+        mark = self._mark()
+        if mark is not None:
+            await self._prepare(mark[1], mark[2], 0, during)
+
+    async def _prepare(self, title: bytes, fingerprint: str, at_least: int, during: str) -> None:
+        assert self._counters is not None
+        with self.step(during):
+            future = self._counters.prepare(title, fingerprint, at_least, COUNTERS_AT_ONCE)
+            await asyncio.wrap_future(future)
+        self._reserved = COUNTERS_AT_ONCE
+
+    def _next_counter(self) -> int:
+        assert self._counters is not None
+        mark = self._mark()
+        assert mark is not None
+        self._reserved -= 1
+        return self._counters.next(mark[1], mark[2])
+
+    def _accept(self, title: bytes, counter: int) -> bool:
+        assert self._counters is not None
+        mark = self._mark()
+        assert mark is not None
+        return self._counters.accept(title, mark[2], "association", counter)
+
+    # --- errors
+
+    @contextlib.contextmanager
+    def step(
+        self, during: str, channel: WrapperChannel | HdlcChannel | None = None
+    ) -> Iterator[None]:
+        """Turn what goes wrong in a step into a MeterError that names meter, line, step and cause."""
+        try:
+            yield
+        except MeterError:
+            raise
+        except (OSError, ProtocolError) as cause:
+            raise self.explain(during, cause, channel) from cause
+
+    def explain(
+        self,
+        during: str,
+        cause: OSError | ProtocolError,
+        channel: WrapperChannel | HdlcChannel | None = None,
+    ) -> MeterError:
+        """The MeterError that tells a field engineer what went wrong in a step."""
+        meter, place, name = self.meter.id, self.place, self.meter.id
+        text = str(cause) or type(cause).__name__
+        # once an answer verified, the keys are right: what fails after it was altered on its way
+        proven = self._opening is not None and self._opening.peer_counter >= 0
+        if isinstance(cause, TimeoutError):
+            return LineSilent(
+                meter, place, during, text, "Is the meter powered, is the address right?"
+            )
+        if isinstance(cause, OSError):
+            heard = channel is not None and channel.heard > 0
+            part = " after a part of the answer" if heard else ""
+            return LineSilent(meter, place, during, f"{text}{part}")
+        if isinstance(cause, AssociationRefused):
+            wrong_key = cause.code in (
+                UserDiagnostic.AUTHENTICATION_FAILURE,
+                UserDiagnostic.AUTHENTICATION_MECHANISM_NAME_NOT_RECOGNISED,
+                UserDiagnostic.AUTHENTICATION_MECHANISM_NAME_REQUIRED,
+            )
+            kind = KeyRejected if wrong_key else MeterRefused
+            hint = (
+                f"Check the password or keys that [{name}] holds, the security and the client SAP {self._client()}"
+                if wrong_key
+                else f"Check the client SAP {self._client()} and the meter model {self.model.name}"
+            )
+            return kind(meter, place, during, f"association refused: {text}", hint, code=cause.code)
+        if isinstance(cause, ProofRefused):
+            hint = f"Check guek and gak of [{name}]" if self.level else f"Check hls of [{name}]"
+            return KeyRejected(meter, place, "pass 3 of HLS", text, hint, code=cause.code)
+        if isinstance(cause, AccessRefused):
+            return MeterRefused(meter, place, during, text, code=cause.code)
+        if isinstance(cause, NotNegotiated):
+            return MeterRefused(meter, place, during, text)
+        if isinstance(cause, ExceptionAnswered):
+            hint = "" if cause.authenticated else "This answer came in the clear: a hint, no proof"
+            if is_counter_error(cause):
+                return KeyRejected(meter, place, during, text, hint, code=cause.code)
+            return MeterRefused(
+                meter, place, during, f"exception-response: {text}", hint, code=cause.code
+            )
+        if isinstance(cause, CounterExhausted):
+            return KeyRejected(meter, place, during, text, "Change the global keys of this meter")
+        if isinstance(cause, ProofInvalid) or (isinstance(cause, TagInvalid) and not proven):
+            return KeyRejected(
+                meter,
+                place,
+                during,
+                f"{text}: whoever answers does not prove that it knows the key",
+                f"Check guek and gak of [{name}]; with the right keys somebody plays the meter",
+            )
+        if isinstance(cause, TagInvalid):
+            return MalformedReply(meter, place, during, text, "The answer was altered on its way")
+        if isinstance(cause, Replayed):
+            return MalformedReply(meter, place, during, text, "An old answer was sent again")
+        if isinstance(cause, Downgraded):
+            return MalformedReply(
+                meter, place, during, text, "The answer was refused, nothing of it is used"
+            )
+        if isinstance(cause, LocalProtocolError):
+            return MeterRefused(meter, place, during, f"cannot be asked: {text}")
+        return MalformedReply(meter, place, during, text)
+
+
+def _counter_may_explain(error: MeterError) -> bool:
+    """May a counter below the meter's be the reason? It answers with an exception, or closes without an octet."""
+    if isinstance(error.__cause__, ExceptionAnswered):
+        return True
+    cause = error.__cause__
+    return (
+        isinstance(error, LineSilent)
+        and isinstance(cause, ConnectionError)
+        and error.during == "AARQ"
+        and not error.cause.endswith("answer")
+    )
