@@ -139,6 +139,7 @@ class Poller:
         self._full_until = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
+        self.on_block: Callable[[dict[str, Any]], None] | None = None  # `opendcu tap`
         self.lines = {
             line.id: LineState(line, line.concurrency, max(1, line.concurrency // 4))
             for line in config.lines.values()
@@ -361,6 +362,14 @@ class Poller:
         for future in result.appended:
             future.add_done_callback(functools.partial(self._appended, state))
         state.rows += result.rows
+        if self.on_block is not None and result.rows:
+            self.on_block(
+                {
+                    "meter": state.config.id,
+                    "rows": result.rows,
+                    "jobs": [j.name for j in result.done],
+                }
+            )
         if result.device:
             state.device = result.device
         if result.offset_s is not None:

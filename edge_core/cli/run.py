@@ -1,0 +1,60 @@
+"""`opendcu run`: the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The gateway.toml.",
+)
+@click.option("--roles", default="", help="Overrides [gateway] roles: dlms,push,uplink ...")
+def run(file: Path, roles: str) -> None:
+    """Run the gateway until SIGTERM or SIGINT.
+
+    SIGTERM is safe within 4 s at any moment: what is not yet durable is still in the meters. Broker, meters, disk and
+    clock are never a reason to end. Exit codes: 0 after a signal, 1 for a fault of our own, 2 for a configuration that
+    cannot start.
+    """
+    import asyncio
+    import logging
+    import signal
+    import sys
+
+    from edge_core.clock import SystemClock
+    from edge_core.config.load import load
+    from edge_core.config.schema import ROLES
+    from edge_core.gateway import Gateway
+    from edge_core.health import logs
+
+    names = tuple(name for name in roles.replace(",", " ").split() if name)
+    for name in names:
+        if name not in ROLES:
+            raise click.BadParameter(f"{name!r} is no role; known: {', '.join(ROLES)}")
+    config = load(file, strict=False)
+    logs.set_up(config.logs.level)
+    for warning in config.warnings:
+        logging.getLogger(__name__).warning("%s", warning)
+
+    async def main() -> None:
+        gateway = Gateway(config, SystemClock.from_environment(), roles=names)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, gateway.stop)
+        await gateway.run()
+
+    if sys.platform == "linux":
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+    else:
+        asyncio.run(main())

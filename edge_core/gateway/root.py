@@ -1,0 +1,275 @@
+"""Builds every room from the configuration, runs them, stops them in order.
+
+Start: lock, journal, counters, then what writes (listener, poller), then what sends. Stop: what writes first, then a
+flush, then the sender, then the files. SIGTERM is safe within STOP_S at any point; what is not flushed by then is
+still in the meters, and the watermark knows it.
+
+Broker, meters, disk and clock are never a reason to end; a fault of our own in one room ends the process with its
+traceback, for a service manager to start it again from a clean state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from edge_core import __version__
+from edge_core.acquisition.listener import Listener
+from edge_core.acquisition.poller import Poller
+from edge_core.config.keys import KeyRing
+from edge_core.domain import make_alarm
+from edge_core.gateway.commands import Commands
+from edge_core.gateway.views import Views
+from edge_core.journal import CounterStore, Journal
+from edge_core.journal.datadir import DataDirectory, Memories
+from edge_core.transports.control import ControlServer
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from edge_core.clock import Clock
+    from edge_core.config.schema import Config
+    from edge_core.uplink.sender import Sender
+
+log = logging.getLogger(__name__)
+STOP_S = 4.0
+POLLING_ROLES = ("dlms", "modbus")
+
+
+class Gateway:
+    """One process of a gateway, with the roles that it plays.
+
+    Args:
+        config: checked configuration.
+        roles: overrides `[gateway] roles`.
+
+    Raises (on construction):
+        DataDirectoryBusy: another process plays one of the roles on this data directory.
+        ConfigErrors: the keys cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        *,
+        roles: Sequence[str] = (),
+    ) -> None:
+        self.config, self.clock = config, clock
+        self.roles = tuple(roles or config.gateway.roles)
+        self._began = clock.monotonic()
+        self.directory = DataDirectory(config.gateway.data_dir).prepare()
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as opening:
+            opening.enter_context(self.directory.lock(self.roles))
+            self.keys = KeyRing.open(config.keys)
+            self.journal = Journal.open(
+                self.directory.journal(),
+                clock=clock,
+                max_bytes=int(config.journal.max_bytes),
+                alarm_reserve_bytes=int(config.journal.alarm_reserve_bytes),
+                keep_acked_s=float(config.journal.keep_acked),
+                keep_long_s=float(config.journal.keep_long),
+            )
+            opening.callback(self.journal.close, STOP_S)
+            self.counters = CounterStore.open(self.directory.counters, clock=clock)
+            opening.callback(self.counters.close, STOP_S)
+            self.memories = Memories(self.directory, now=clock.now())
+            opening.callback(self.memories.close)
+            self._open = opening.pop_all()
+        self.poller = Poller(
+            config,
+            drivers=[role for role in POLLING_ROLES if role in self.roles],
+            journal=self.journal,
+            counters=self.counters,
+            memories=self.memories,
+            keys=self.keys,
+            clock=clock,
+        )
+        self.listener = (
+            Listener(
+                config,
+                journal=self.journal,
+                counters=self.counters,
+                memories=self.memories,
+                keys=self.keys,
+                clock=clock,
+            )
+            if "push" in self.roles
+            else None
+        )
+        self.sender: Sender | None = None
+        self.commands = Commands(config, self.poller, self.journal, clock)
+        self.views = Views(self)
+        self._stopping = asyncio.Event()
+
+    # --- life
+
+    async def run(self) -> None:
+        """Run until `stop`.
+
+        Raises:
+            ExceptionGroup: a fault of our own in one of the rooms.
+        """
+        try:
+            await self._run()
+        finally:
+            self._open.close()
+
+    def stop(self) -> None:
+        """Begin to end; from the event loop."""
+        self._stopping.set()
+
+    async def _run(self) -> None:
+        if self.listener is not None:
+            await self.listener.start()
+        control = ControlServer(self.directory.control, self.views.handlers())
+        await control.start()
+        self._raise_start_alarms()
+        background: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as rooms:
+
+                def room(name: str, work: Coroutine[Any, Any, None]) -> None:
+                    background.append(rooms.create_task(work, name=name))
+
+                if "uplink" in self.roles:
+                    self.sender = self._make_sender()
+                    room("uplink", self.sender.run())
+                polling = rooms.create_task(self.poller.run(), name="poller")
+                room("health", self._report_health())
+                if "detector" in self.roles:
+                    self._add_detector(room)
+                if "console" in self.roles:
+                    self._add_console(room)
+                log.info(
+                    "gateway %s runs: roles %s, %d meters, journal epoch %d",
+                    self.config.gateway.id,
+                    " ".join(self.roles),
+                    len(self.poller.meters),
+                    self.journal.epoch,
+                )
+                await self._stopping.wait()
+                await self._stop_rooms(polling, background)
+        finally:
+            if self.listener is not None:
+                await self.listener.close()
+            await control.close()
+
+    async def _stop_rooms(
+        self, polling: asyncio.Task[None], background: list[asyncio.Task[None]]
+    ) -> None:
+        """Writers, flush, sender; each step bounded, all within STOP_S."""
+        self.poller.stop()
+        await asyncio.wait([polling], timeout=1.0)
+        polling.cancel()
+        if self.listener is not None:
+            await self.listener.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await asyncio.wrap_future(self.journal.flush())
+        if self.sender is not None:
+            self.sender.stop()
+        await asyncio.sleep(0)
+        if background:
+            sending = [t for t in background if t.get_name() == "uplink"]
+            for task in background:
+                if task not in sending:
+                    task.cancel()
+            if sending:
+                await asyncio.wait(sending, timeout=1.5)
+            for task in background:
+                task.cancel()
+
+    # --- rooms
+
+    def _make_sender(self) -> Sender:
+        from edge_core.uplink.clients import make_client
+        from edge_core.uplink.sender import Hooks, Sender
+        from edge_core.uplink.topics import Topics
+
+        topics = Topics(self.config.uplink.topic_prefix, self.config.gateway.id)
+        hooks = Hooks(
+            on_command=self.commands.take,
+            on_no_acks=lambda seconds: self._alarm("no-acks", {"seconds": round(seconds)}),
+            on_new_epoch=self._on_new_epoch,
+        )
+        return Sender(
+            self.config,
+            self.journal,
+            make_client(self.config, topics.subscription),
+            self.clock,
+            hooks=hooks,
+        )
+
+    def _on_new_epoch(self, epoch: int, why: str) -> None:
+        self._alarm("journal-damaged", {"epoch": epoch, "cause": why})
+
+    def _add_detector(self, room: Any) -> None:
+        try:
+            from edge_core.detector import Detector
+        except ImportError as missing:
+            log.info("detector: not started, %s is not installed", missing.name)
+            return
+        room("detector", Detector(self.config, self.journal, self.clock).run())
+
+    def _add_console(self, room: Any) -> None:
+        try:
+            from edge_core.console import serve
+        except ImportError as missing:
+            log.info("console: not started, %s is not installed", missing.name)
+            return
+        room("console", serve(self.config, self.views))
+
+    # --- health
+
+    def _alarm(self, code: str, detail: dict[str, Any]) -> None:
+        """An alarm of the gateway itself."""
+        now = int(self.clock.now())
+        self.journal.alarm(
+            make_alarm(
+                "", code, at=now, heard=now, authenticated=False, inferred=True, detail=detail
+            )
+        )
+
+    def _raise_start_alarms(self) -> None:
+        if self.journal.was_damaged:
+            self._alarm("journal-damaged", {"cause": self.journal.was_damaged})
+        if (
+            self.config.warnings
+        ):  # never a reason not to start: the release before must start on this file too
+            self._alarm("config-unknown-key", {"keys": list(self.config.warnings[:20])})
+
+    async def _report_health(self) -> None:
+        """Publish health at its period, and raise journal-full when room ends."""
+        full = False
+        period = self.config.health.every_s()
+        while True:
+            status = self.journal.status()
+            if status.full and not full:
+                self._alarm("journal-full", {"used_bytes": status.used_bytes})
+            full = status.full
+            if self.sender is not None:
+                self.sender.publish_health(self.views.health())
+            await asyncio.sleep(period)
+
+    def uptime_s(self) -> int:
+        """Real seconds since the start."""
+        return int(self.clock.monotonic() - self._began)
+
+    @property
+    def version(self) -> str:
+        """Of the program."""
+        return __version__
+
+
+def resident_mb() -> int:
+    """Resident memory of this process in MB, 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/statm") as statm:  # noqa: PTH123 read each minute, as cheap as it gets
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,257 @@
+"""What a running gateway shows and answers: the console's view and the control socket's handlers.
+
+Everything here returns plain JSON-like values and changes nothing, but the handlers that say so (sweep, flush, park).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_core import errors
+from edge_core.acquisition.reading import Reading, reply_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from edge_core.acquisition.poller import MeterState
+    from edge_core.domain import Alarm
+    from edge_core.gateway.root import Gateway
+    from edge_core.transports.control import Handler, Request
+
+RECENT_ALARMS = 200
+TAP_QUEUE = 1000
+
+
+class Views:
+    """Looks into the rooms of one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._alarms: deque[Alarm] = deque(maxlen=RECENT_ALARMS)
+        self._taps: set[asyncio.Queue[dict[str, Any]]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        gateway.journal.on_alarm(self._heard)
+
+    def _heard(self, alarm: Alarm) -> None:
+        self._alarms.append(alarm)
+        if self._loop is not None and self._taps:
+            self._loop.call_soon_threadsafe(self._tell, {"alarm": msgspec.to_builtins(alarm)})
+
+    def _tell(self, document: dict[str, Any]) -> None:
+        for queue in self._taps:
+            if not queue.full():
+                queue.put_nowait(document)
+
+    # --- the view
+
+    def overview(self) -> dict[str, Any]:
+        """The box at a glance."""
+        gateway = self._gateway
+        listener = gateway.listener
+        return {
+            "gateway": gateway.config.gateway.id,
+            "roles": list(gateway.roles),
+            "civil": int(gateway.clock.now()),
+            "speed": gateway.clock.speed,
+            **self.health(),
+            "journal": msgspec.to_builtins(gateway.journal.status(), enc_hook=str),
+            "polling": dict(gateway.poller.counts),
+            "pushes": dict(listener.counts) if listener is not None else {},
+            "uplink_counts": self._uplink_counts(),
+        }
+
+    def health(self) -> dict[str, Any]:
+        """The body of a health message (DESIGN section 6)."""
+        from edge_core.gateway.root import resident_mb
+
+        gateway = self._gateway
+        states = gateway.poller.meters.values()
+        now = gateway.clock.now()
+        journal = gateway.journal.status()
+        uplink: dict[str, Any] = {"state": "off", "in_flight": 0, "aside": journal.aside}
+        if gateway.sender is not None:
+            status = gateway.sender.status()
+            uplink = {
+                "state": status.state,
+                "reason": status.reason,
+                "in_flight": status.in_flight,
+                "unacked": status.unacked,
+                "aside": status.aside,
+            }
+        return {
+            "version": gateway.version,
+            "uptime_s": gateway.uptime_s(),
+            "depth": journal.segments_waiting,
+            "hours_left": None if journal.hours_left is None else int(journal.hours_left),
+            "meters": {
+                "total": len(gateway.poller.meters),
+                "silent": sum(1 for s in states if s.failures),
+                "parked": sum(1 for s in states if s.parked and now < s.parked[1]),
+            },
+            "clock": {"synced": gateway.clock.synchronised(), "step_s": 0},
+            "uplink": uplink,
+            "memory_mb": resident_mb(),
+        }
+
+    def _uplink_counts(self) -> dict[str, Any]:
+        sender = self._gateway.sender
+        return {} if sender is None else dataclasses.asdict(sender.status().counts)
+
+    def meters(self) -> list[dict[str, Any]]:
+        """One line per meter."""
+        return [self._row(state) for state in self._gateway.poller.meters.values()]
+
+    def _row(self, state: MeterState) -> dict[str, Any]:
+        now = self._gateway.clock.now()
+        if state.parked and now < state.parked[1]:
+            word = "parked"
+        elif state.failures:
+            word = "silent"
+        else:
+            word = "reading" if state.busy else ("ok" if state.last_read else "not yet read")
+        return {
+            "meter": state.config.id,
+            "line": state.config.line,
+            "model": state.config.model,
+            "device": state.device,
+            "state": word,
+            "last_read": None if state.last_read is None else int(state.last_read),
+            "rows": state.rows,
+            "failures": state.failures,
+            "error": None if state.last_error is None else str(state.last_error),
+            "clock_offset_s": None if state.offset_s is None else round(state.offset_s),
+        }
+
+    def meter(self, meter: str) -> dict[str, Any]:
+        """Everything known of one meter: why is it silent, what is delivered, what is missing.
+
+        Raises:
+            KeyError: no such meter in this process.
+        """
+        state = self._gateway.poller.meters[meter]
+        due = self._gateway.poller.agenda.due_times(meter)
+        return self._row(state) | {
+            "address": state.config.address,
+            "due": {job.name.lower(): int(when) for job, when in due.items()},
+            "ledger": self.gaps(meter),
+        }
+
+    def gaps(self, meter: str) -> list[dict[str, Any]]:
+        """The ledger of one meter."""
+        return [
+            dataclasses.asdict(entry) | {"missing": sum(hole.rows for hole in entry.holes)}
+            for entry in self._gateway.journal.ledger(meter)
+        ]
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """The latest alarms, newest first."""
+        return [msgspec.to_builtins(alarm) for alarm in reversed(self._alarms)]
+
+    def events(self) -> list[dict[str, Any]]:
+        """Meters that fail now, with their reasons."""
+        return [row for row in self.meters() if row["failures"]]
+
+    # --- the control socket
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What control.sock answers."""
+        self._loop = asyncio.get_running_loop()
+        return {
+            "ping": self._ping,
+            "overview": self._overview,
+            "meters": self._meters,
+            "meter": self._meter,
+            "gaps": self._gaps,
+            "alarms": self._recent_alarms,
+            "journal-status": self._journal_status,
+            "top": self._top,
+            "tap": self._tap,
+            "read": self._read,
+            "sweep": self._sweep,
+            "flush": self._flush,
+            "park": self._park,
+            "unpark": self._unpark,
+        }
+
+    async def _ping(self, request: Request) -> Any:  # noqa: ARG002 every handler takes its request
+        return {"gateway": self._gateway.config.gateway.id, "version": self._gateway.version}
+
+    async def _overview(self, request: Request) -> Any:  # noqa: ARG002
+        return self.overview()
+
+    async def _meters(self, request: Request) -> Any:  # noqa: ARG002
+        return self.meters()
+
+    async def _meter(self, request: Request) -> Any:
+        return self.meter(self._known(request))
+
+    async def _gaps(self, request: Request) -> Any:
+        names = (
+            [self._known(request)] if request.get("meter") else list(self._gateway.poller.meters)
+        )
+        return {name: self.gaps(name) for name in names}
+
+    async def _recent_alarms(self, request: Request) -> Any:  # noqa: ARG002
+        return self.alarms()
+
+    async def _journal_status(self, request: Request) -> Any:  # noqa: ARG002
+        return msgspec.to_builtins(self._gateway.journal.status(), enc_hook=str)
+
+    async def _top(self, request: Request) -> AsyncIterator[Any]:
+        every_s = min(60.0, max(0.2, float(request.get("every_s", 1.0))))
+        while True:
+            yield {"overview": self.overview(), "meters": self.meters()}
+            await asyncio.sleep(every_s)
+
+    async def _tap(self, request: Request) -> AsyncIterator[Any]:  # noqa: ARG002
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(TAP_QUEUE)
+        self._taps.add(queue)
+        self._gateway.poller.on_block = self._block
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._taps.discard(queue)
+            if not self._taps:
+                self._gateway.poller.on_block = None
+
+    def _block(self, document: dict[str, Any]) -> None:
+        self._tell({"block": document})
+
+    async def _read(self, request: Request) -> Any:
+        meter = self._known(request)
+        reading = msgspec.convert(request, Reading)
+        return await self._gateway.poller.on_demand(
+            meter, lambda driver: reply_of(driver, reading, self._gateway.clock)
+        )
+
+    async def _sweep(self, request: Request) -> Any:
+        """Visit meters now, flush, and say how many were read."""
+        meters = request.get("meters")
+        read = await self._gateway.poller.sweep(meters, float(request.get("timeout_s", 60.0)))
+        await asyncio.wrap_future(self._gateway.journal.flush())
+        return {"read": read}
+
+    async def _flush(self, request: Request) -> Any:  # noqa: ARG002
+        await asyncio.wrap_future(self._gateway.journal.flush())
+        return {"flushed": True}
+
+    async def _park(self, request: Request) -> Any:
+        until = float(request.get("until", self._gateway.clock.now() + 86_400))
+        self._gateway.poller.park(self._known(request), str(request.get("reason", "")), until)
+        return {"parked_until": int(until)}
+
+    async def _unpark(self, request: Request) -> Any:
+        self._gateway.poller.unpark(self._known(request))
+        return {"parked_until": None}
+
+    def _known(self, request: Request) -> str:
+        meter = str(request.get("meter", ""))
+        if meter not in self._gateway.poller.meters:
+            raise errors.ControlError(f"no meter {meter!r} is polled by this process")
+        return meter
