@@ -346,7 +346,7 @@ class Outbox:
                 self._db.execute("ROLLBACK")
             with self._changed:
                 self._batch = self._batch.behind(batch)
-                self._touch()
+                self._touch(urgent=True)
             if not self.failed:
                 log.error(  # noqa: TRY400 the message says it all, and it comes once
                     "outbox: cannot write %s: %s; sending goes on", self.path.name, error

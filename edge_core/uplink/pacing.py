@@ -52,7 +52,7 @@ class Quota:
                 floor + cost, rate
             )  # one message larger than the bucket waits for a full one
             wait = max(wait, (needed - self._tokens[i]) / rate)
-        if wait > 0.0:
+        if wait > 1e-6:  # what rounding left is no reason to wait
             return wait
         self._tokens[0] -= 1.0
         self._tokens[1] -= octets
