@@ -20,7 +20,7 @@ SECURITIES = {"none": (0, False), "lls": (1, False), "hls2": (2, False), "hls5":
 QUIRKS = frozenset(("null-data", "range-open", "no-selection", "newest-first", "service-glo-only"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Keys:
     """Secrets of one meter, derived from the seed: test keys, worth nothing elsewhere."""
 

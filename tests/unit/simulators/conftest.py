@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -148,10 +148,15 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def fleet_of(tmp_path: Path, clock: ManualClock) -> Callable[..., Fleet]:
-    """A fleet that is not opened: meters to ask through sessions."""
+def fleet_of(tmp_path: Path, clock: ManualClock) -> Iterator[Callable[..., Fleet]]:
+    """Fleets that are not opened: meters to ask through sessions. One state folder, as after restarts."""
+    made: list[Fleet] = []
 
     def make(spec: FleetSpec | None = None, **group: object) -> Fleet:
-        return Fleet(spec or FleetSpec(dlms=(DlmsGroup(**group),)), tmp_path / "state", clock)  # type: ignore[arg-type]
+        spec = spec or FleetSpec(dlms=(DlmsGroup(**group),))  # type: ignore[arg-type]
+        made.append(Fleet(spec, tmp_path / "state", clock))
+        return made[-1]
 
-    return make
+    yield make
+    for fleet in made:
+        fleet.record.close()
