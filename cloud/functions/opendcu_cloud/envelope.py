@@ -91,6 +91,7 @@ class Block(Struct, frozen=True):
     occ: list[tuple[int, int]] = []
     flags: list[tuple[int, int, int]] = []
     multiplier: Annotated[int, Meta(ge=1)] = 1
+    q: dict[str, msgspec.Raw] | UnsetType = UNSET
 
     def times(self, period: int) -> list[int]:
         """Captured times of the rows, UTC epoch seconds."""
@@ -403,6 +404,8 @@ def _open(topic: str, payload: bytes, prefix: str) -> Message:
         reply = _reply.decode(payload)
         if reply.id != sub:
             raise Refused("schema-invalid", f"answers {reply.id!r} on the topic of {sub!r}")
+        for i, block in enumerate(reply.blocks):
+            _check_block(block, reply.layouts, f"blocks[{i}]", sub)
     return Message(
         dcu, group, sub, head.epoch, head.n, head.sent, payload,
         layouts, blocks, alarms, events, findings, completeness, reply,
