@@ -356,3 +356,11 @@ def _kaifa(body: Data, values: tuple[Data, ...]) -> Recognised | None:
     )
     clock = next((r.value.value for r in readings if r.obis == CLOCK), b"")
     return Recognised(readings, clock=clock if isinstance(clock, bytes) else b"", warnings=warnings)
+
+
+def printable(octets: bytes) -> str | None:
+    """Octets as text, without padding, if they are visible ASCII; None otherwise."""
+    text = octets.rstrip(b"\0 ")
+    if not octets:
+        return ""
+    return text.decode("ascii") if text and all(0x20 <= o < 0x7F for o in text) else None
