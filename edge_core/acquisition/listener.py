@@ -166,6 +166,8 @@ class Listener:
                 datagram, ancillary, _, sender = receiver.recvmsg(MAX_DATAGRAM, 64)
             except OSError:
                 return  # closed
+            if not sender:
+                return  # shut down
             for level, kind, octets in ancillary:
                 if level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL and len(octets) >= 4:
                     total = struct.unpack("=I", octets[:4])[0]

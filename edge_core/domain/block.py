@@ -26,6 +26,13 @@ Values = npt.NDArray[np.int64] | Sequence[int | None] | Sequence[str | None]
 Times = npt.NDArray[np.int64] | Sequence[int]
 
 
+def _plain(struct: msgspec.Struct, name: str) -> None:
+    """Codes from meter models are checked subtypes of str, which the encoders refuse: plain text from here on."""
+    value = getattr(struct, name)
+    if type(value) is not str:
+        msgspec.structs.force_setattr(struct, name, str(value))
+
+
 class Column(msgspec.Struct, frozen=True):
     """What a column is: a capture object with its proven scaler and unit."""
 
@@ -33,6 +40,10 @@ class Column(msgspec.Struct, frozen=True):
     unit: Unit
     scaler: int
     attribute: int = 2
+
+    def __post_init__(self) -> None:
+        _plain(self, "obis")
+        _plain(self, "unit")
 
 
 class Layout(msgspec.Struct, frozen=True, dict=True):
@@ -47,6 +58,9 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     profile: Obis
     period: int
     cols: tuple[Column, ...]
+
+    def __post_init__(self) -> None:
+        _plain(self, "profile")
 
     @cached_property
     def digest(self) -> str:
