@@ -75,13 +75,12 @@ class Fleet:
         self._modbus_lines: list[ModbusLine] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id, self._next_number = FIRST_ID, 0
-        for group in spec.dlms:
-            self._add_dlms(group)
-        for bus in spec.modbus:
-            self._add_modbus(bus)
+        try:
+            self._make(spec)
+        except ConfigError:
+            self.record.close()
+            raise
         self._by_id = {meter.id: meter for meter in self.all()}
-        if len(self._by_id) < len(self.all()):
-            raise ConfigError("fleet", "dlms, modbus", "id", "two groups make the same ids")
 
     # --- life
 
@@ -386,6 +385,14 @@ class Fleet:
         }
 
     # --- making meters
+
+    def _make(self, spec: FleetSpec) -> None:
+        for group in spec.dlms:
+            self._add_dlms(group)
+        for bus in spec.modbus:
+            self._add_modbus(bus)
+        if len({meter.id for meter in self.all()}) < len(self.all()):
+            raise ConfigError("fleet", "dlms, modbus", "id", "two groups make the same ids")
 
     def _add_dlms(self, group: DlmsGroup) -> None:
         checks: list[tuple[str, str, Container[str]]] = [

@@ -65,6 +65,7 @@ def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, An
     """
     if how not in HOW:
         raise ValueError(f"no way {how!r} to push: one of {', '.join(sorted(HOW))}")
+    scheme, host, port = _destination(to)
     if meter.device.off_since is None or bit == FIRST_BREATH:
         meter.capture()
     at = int(meter.clock.now()) + meter.device.offset
@@ -90,7 +91,7 @@ def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, An
         log, code = (POWER_FAILED if bit == LAST_GASP else POWER_BACK)[meter.model]
         meter.device.note_event(log, code, at - meter.device.offset)
     sent = real.now()
-    _send(meter, to, frames)
+    _send(meter, scheme, (host, port), frames)
     code_name = CODES[bit]
     return {
         "meter": meter.id,
@@ -104,18 +105,21 @@ def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, An
     }
 
 
-def _send(meter: Meter, to: str, frames: list[bytes]) -> None:
+def _destination(to: str) -> tuple[str, str, int]:
     scheme, _, place = to.partition("://")
     host, _, port = place.rpartition(":")
-    if scheme not in ("udp", "tcp") or not port.isdigit():
+    if scheme not in ("udp", "tcp") or not host or not port.isdigit():
         raise ValueError(f"{to!r} is neither udp://host:port nor tcp://host:port")
+    return scheme, host, int(port)
+
+
+def _send(meter: Meter, scheme: str, place: tuple[str, int], frames: list[bytes]) -> None:
     if scheme == "tcp":
-        with socket.create_connection((host, int(port)), 2, source_address=(meter.host, 0)) as line:
+        with socket.create_connection(place, 2, source_address=(meter.host, 0)) as line:
             line.sendall(b"".join(frames))
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
-        line.bind(
-            (meter.host, meter.port)
-        )  # the meter's own address: made and given back, for thousands of meters
+        # the meter's own address; made and given back at once, for there are thousands of meters
+        line.bind((meter.host, meter.port))
         for frame in frames:
-            line.sendto(frame, (host, int(port)))
+            line.sendto(frame, place)
