@@ -116,6 +116,8 @@ Tracer = Callable[[str, bytes], None]
 class Counters(Protocol):
     """Invocation counters that are on disk before they are used: `journal.counters.CounterStore`."""
 
+    was_created: bool
+
     def prepare(
         self, title: bytes, fingerprint: str, at_least: int = 0, count: int = 200
     ) -> Future[None]:

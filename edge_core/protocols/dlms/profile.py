@@ -451,9 +451,13 @@ def _columns(
     out = []
     for i in values:
         o = objects[i]
-        attribute = (
-            o.attribute if (o.obis, o.attribute) not in seen else o.attribute | o.data_index << 8
-        )
+        attribute = o.attribute
+        if (o.obis, attribute) in seen:
+            attribute = o.attribute * 16 + (o.data_index & 15)
+            while (o.obis, attribute) in seen:
+                attribute += 1
+            if attribute > 127:
+                raise MalformedApdu(f"{o.obis}:{o.attribute} is captured too often")
         seen.add((o.obis, attribute))
         scaler, unit = scalers.get((o.obis, o.attribute), ScalerUnit(0, ""))
         out.append(Column(o.obis, unit, scaler, attribute))

@@ -98,9 +98,15 @@ class HdlcChannel:
     """HDLC over TCP or a serial line."""
 
     def __init__(
-        self, stream: Stream, client: int, logical: int, physical: int | None, max_apdu: int
+        self,
+        stream: Stream,
+        client: int,
+        logical: int,
+        physical: int | None,
+        max_apdu: int,
+        turnaround_s: float = 0.0,
     ) -> None:
-        self._stream = stream
+        self._stream, self._turnaround_s = stream, turnaround_s
         self._link = Link(
             client_address(client),
             server_address(logical, physical),
@@ -117,11 +123,11 @@ class HdlcChannel:
             As `exchange`; ConnectionRefusedError when it answers DM.
         """
         self._link.connect()
-        self._flush()
+        await self._flush()
         event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
         if isinstance(event, Closed):
             self._link.connect()
-            self._flush()
+            await self._flush()
             event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
         if not isinstance(event, Connected):
             raise ConnectionRefusedError("the meter does not take SNRM")
@@ -130,7 +136,7 @@ class HdlcChannel:
         self.heard = 0
         if apdu:
             self._link.send(apdu)
-            self._flush()
+            await self._flush()
         while True:
             event = await self._next(silence_s, whole_s)
             if isinstance(event, Received):
@@ -140,19 +146,21 @@ class HdlcChannel:
             if isinstance(event, Waiting):
                 await asyncio.sleep(_WAITING_PAUSE_S)
                 self._link.repeat()
-                self._flush()
+                await self._flush()
 
     async def close(self) -> None:
         with contextlib.suppress(OSError, ProtocolError):
             self._link.disconnect()
-            self._flush()
+            await self._flush()
             while not isinstance(await self._next(_DISC_S, _DISC_S, retries=0), Closed):
                 pass
         await self._stream.close()
 
-    def _flush(self) -> None:
+    async def _flush(self) -> None:
         octets = self._link.outgoing()
         if octets:
+            if self._turnaround_s:
+                await asyncio.sleep(self._turnaround_s)
             self._stream.write(octets)
 
     async def _next(
@@ -171,5 +179,5 @@ class HdlcChannel:
             else:
                 self.heard += len(octets)
                 self._events.extend(self._link.feed(octets))
-            self._flush()
+            await self._flush()
         return self._events.pop(0)

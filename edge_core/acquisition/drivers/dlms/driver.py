@@ -40,7 +40,7 @@ from edge_core.protocols.dlms.layouts import ColumnMismatch
 from edge_core.protocols.dlms.profile import ScalerUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from edge_core.acquisition.drivers import Counters, Memory, Site, Tracer
     from edge_core.clock import Clock
@@ -64,7 +64,11 @@ _SCALED_ATTRIBUTES: Final = frozenset(((3, 2), (4, 2), (5, 2), (5, 3)))
 
 
 class Driver:
-    """One session with one DLMS meter."""
+    """One session with one DLMS meter.
+
+    Attributes:
+        observer: hears each value that was read, deciphered, as A-XDR; for a second opinion.
+    """
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Driver:
         self._meter, self._model, self._memory, self._clock = meter, model, memory, clock
         self._rules = clock_rules(model, site.timezone)
         self.session = Session(meter, line, model, keys, counters, tracer, site)
+        self.observer: Callable[[str, bytes], None] | None = None
         self._device: Device | None = None
         self._offset_s: float | None = None
 
@@ -430,7 +435,10 @@ class Driver:
             MeterError: MeterRefused when the meter says no.
         """
         association = await self.session.associate()
-        return await self.session.run(association.get(attribute, selector), f"GET {attribute}")
+        data = await self.session.run(association.get(attribute, selector), f"GET {attribute}")
+        if self.observer is not None:
+            self.observer(f"GET {attribute}", data)
+        return data
 
     async def close(self) -> None:
         await self.session.close()

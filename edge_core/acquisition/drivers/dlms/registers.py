@@ -82,7 +82,10 @@ async def _nameplate(driver: Driver) -> list[RegisterReading]:
 async def _instantaneous(driver: Driver) -> list[RegisterReading]:
     """The instantaneous profile where there is one, else every register of electricity that measures now."""
     if "instantaneous" in driver.model.profiles:
-        row = await driver.read_row("instantaneous")
+        try:
+            row = await driver.read_row("instantaneous")
+        except MeterRefused:
+            row = None
         if row is not None:
             return row
     out = []

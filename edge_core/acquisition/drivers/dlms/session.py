@@ -74,6 +74,7 @@ WHOLE_S: Final = 60.0
 RELEASE_S: Final = 2.0
 COUNTERS_AT_ONCE: Final = 200
 CHALLENGE_OCTETS: Final = 16
+COUNTER_JUMP: Final = 65_536
 COUNTER_LIMIT: Final = 2**32 - 2**24
 """A counter read without authentication is not believed above this: following it would use up the key."""
 
@@ -269,6 +270,7 @@ class Session:
                     self.address.logical or 1,
                     self.address.physical,
                     max(limit, 0xFFFF),
+                    self.line.turnaround_ms / 1000,
                 )
                 self._channel = hdlc
                 await hdlc.connect(self.silence_s)
@@ -280,6 +282,17 @@ class Session:
         return self._channel
 
     async def _stream(self) -> Stream:
+        line = self.line
+        if line.transport == "serial":
+            from edge_core.transports.serial import SerialStream
+
+            return SerialStream(
+                line.device,
+                baudrate=line.baudrate,
+                parity=line.parity,
+                stopbits=line.stopbits,
+                tracer=self._tracer,
+            )
         return await tcp.connect(
             self.address.host,
             self.address.port,
@@ -377,7 +390,12 @@ class Session:
             )
         if theirs is not None and ours is not None and theirs >= ours:
             self.foreign_counter = (ours, theirs)
-        await self._prepare(title, fingerprint, 0 if theirs is None else theirs + 1, "counters")
+        at_least = 0 if theirs is None else theirs + 1
+        if ours is None and counters.was_created:
+            at_least += (
+                COUNTER_JUMP  # a file that was lost may have used counters that the meter never saw
+            )
+        await self._prepare(title, fingerprint, at_least, "counters")
         self._marks().add(mark)
 
     async def _read_counter(self, obis: str) -> int | None:

@@ -335,7 +335,7 @@ def test_the_same_register_twice_is_told_apart_by_its_data_index() -> None:
         CaptureObject(3, "1.0.1.8.0.255", 2, 1),
         CaptureObject(3, "1.0.1.8.0.255", 2, 2),
     ]
-    assert [c.attribute for c in plan(*objects).layout.cols] == [2, 2 | 2 << 8]
+    assert [c.attribute for c in plan(*objects).layout.cols] == [2, 2 * 16 + 2]
 
 
 def test_no_rows() -> None:
