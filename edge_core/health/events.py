@@ -121,6 +121,17 @@ def role_failed(role: str, error: BaseException) -> None:
     )
 
 
+def console_off(listen: str, cause: str) -> None:
+    """The console does not run; the gateway does."""
+    _tell(
+        "console-off",
+        logging.WARNING,
+        f"no console on {listen}: {cause}",
+        listen=listen,
+        cause=cause,
+    )
+
+
 # Meters ---------------------------------------------------------------------------------------------------------------
 
 
