@@ -110,7 +110,7 @@ class LocalCloud:
         return self.ministack.objects / self.outputs["LakeBucket"]
 
     def add_gateway(self, dcu: str) -> Uplink:
-        """A thing, its certificate and the policy of all gateways; files `<dcu>.crt` and `<dcu>.key`, mode 0600."""
+        """A thing, its certificate and the policy of all gateways."""
         iot = self.client("iot")
         made = iot.create_keys_and_certificate(setAsActive=True)
         iot.create_thing(thingName=dcu)
@@ -118,14 +118,21 @@ class LocalCloud:
             policyName=self.outputs["GatewayPolicyName"], target=made["certificateArn"]
         )
         iot.attach_thing_principal(thingName=dcu, principal=made["certificateArn"])
-        files = {"ca.pem": self.ministack.ca(), f"{dcu}.crt": made["certificatePem"].encode()}
-        files[f"{dcu}.key"] = made["keyPair"]["PrivateKey"].encode()
-        for name, octets in files.items():
-            path = self.folder / name
+        return self.write_credentials(dcu, made)
+
+    def write_credentials(self, name: str, made: dict[str, Any]) -> Uplink:
+        """`ca.pem`, `<name>.crt` and `<name>.key` from an answer of CreateKeysAndCertificate, mode 0600."""
+        files = {
+            "ca.pem": self.ministack.ca(),
+            f"{name}.crt": made["certificatePem"].encode(),
+            f"{name}.key": made["keyPair"]["PrivateKey"].encode(),
+        }
+        for file, octets in files.items():
+            path = self.folder / file
             path.touch(mode=0o600)
             path.write_bytes(octets)
-        paths = [str(self.folder / name) for name in ("ca.pem", f"{dcu}.crt", f"{dcu}.key")]
-        return Uplink(f"localhost:{self.ministack.mqtt_port}", *paths)
+        ca, certificate, key = (str(self.folder / file) for file in files)
+        return Uplink(f"localhost:{self.ministack.mqtt_port}", ca, certificate, key)
 
     def _deploy(self) -> None:
         s3, cloudformation = self.client("s3"), self.client("cloudformation")

@@ -16,12 +16,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from simulators.cloud.assets import CloudError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
 REGION = "us-east-1"
@@ -29,6 +29,7 @@ ACCOUNT = "000000000000"
 START_S = 20.0
 STOP_S = 5.0
 
+_PROGRAM = Path(__file__).with_name("loopback.py")  # -P: its folder is no place to import from
 _WATCH = '"$@" & child=$!; read -r _; kill "$child" 2>/dev/null; wait "$child"'
 
 
@@ -109,7 +110,7 @@ class MiniStack:
     def _start_once(self) -> bool:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCH, "sh", sys.executable, "-m", "ministack"],
+                ["/bin/sh", "-c", _WATCH, "sh", sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
