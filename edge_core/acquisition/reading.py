@@ -37,29 +37,27 @@ class Observable(Protocol):
 PROFILE_READS = ("interval", "midnight", "billing")
 
 
-class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read.
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read; `from` and `to` in JSON are `since` and `until`.
 
     Attributes:
         what: interval, midnight, billing, events (all logs), events-<k>, instantaneous, nameplate, clock, or an OBIS
             code with an optional attribute: `1.0.1.8.0.255:3`.
         since: rows captured at or after this UTC second; None = from the oldest the meter holds.
         until: rows captured at or before this UTC second; None = up to the newest.
+        trace: the frames as well, secrets masked.
+        second_opinion: have dlms-cosem decode the answers too.
     """
 
     what: str = "interval"
-    since: int | None = None
-    until: int | None = None
+    since: int | None = msgspec.field(default=None, name="from")
+    until: int | None = msgspec.field(default=None, name="to")
+    trace: bool = False
+    second_opinion: bool = False
 
 
 async def read(
-    driver: Driver,
-    request: ReadRequest,
-    *,
-    meter: Meter,
-    model: Model,
-    clock: Clock,
-    second_opinion: bool = False,
+    driver: Driver, request: Reading, *, meter: Meter, model: Model, clock: Clock
 ) -> dict[str, Any]:
     """The document of one read; the caller closes the driver.
 
@@ -69,14 +67,13 @@ async def read(
         meter: whose configured serial is checked.
         model: says which profiles there are.
         clock: stamps the document.
-        second_opinion: have dlms-cosem decode the answers too: `second_opinion` in the document says where it differs.
 
     Raises:
         MeterError: nothing could be read. When something was, the error stands in the document.
         NoSecondOpinion: it was asked for and cannot be had.
     """
     answers: list[tuple[str, bytes]] = []
-    if second_opinion:
+    if request.second_opinion:
         if not isinstance(driver, Observable):
             raise NoSecondOpinion(f"there is none for {model.about.protocol} meters")
         driver.observer = lambda what, data: answers.append((what, data))
@@ -110,7 +107,7 @@ async def read(
         **blocks_document(block for block in blocks if block.rows),
         "registers": [register_document(r) for r in registers],
     }
-    if second_opinion:
+    if request.second_opinion:
         document["second_opinion"] = await compare(answers)
     if failed is not None:
         document |= {

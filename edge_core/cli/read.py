@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import click
+import msgspec
 
 from edge_core.cli.main import config_option, json_option
 from edge_core.domain import Flag
@@ -77,17 +78,15 @@ def read(
     zone = ZoneInfo(config.gateway.timezone)
     request = {
         "what": what,
-        "since": instant(since, zone, clock, end=False),
-        "until": instant(until, zone, clock, end=True),
+        "from": instant(since, zone, clock, end=False),
+        "to": instant(until, zone, clock, end=True),
+        "trace": trace,
+        "second_opinion": second_opinion,
     }
     directory = DataDirectory(config.data_dir)
-    document = _by_gateway(
-        directory.control, found.id, request, trace=trace, second_opinion=second_opinion
-    )
+    document = _by_gateway(directory.control, found.id, request)
     if document is None:
-        document = asyncio.run(
-            _by_ourselves(config, found, request, clock, trace=trace, second_opinion=second_opinion)
-        )
+        document = asyncio.run(_by_ourselves(config, found, request, clock))
     for line in document.pop("trace", ()):
         click.echo(line, err=True)
     if as_json:
@@ -125,22 +124,14 @@ def instant(text: str | None, zone: ZoneInfo, clock: Clock, *, end: bool) -> int
     return int(at.timestamp())
 
 
-def _by_gateway(
-    socket: Path, meter: str, request: dict[str, Any], *, trace: bool, second_opinion: bool
-) -> dict[str, Any] | None:
+def _by_gateway(socket: Path, meter: str, request: dict[str, Any]) -> dict[str, Any] | None:
     """Ask the gateway that runs on this data directory; None when there is none."""
     from edge_core.transports.control import ask
 
     try:
         answer: dict[str, Any] = ask(
             socket,
-            {
-                "do": "read",
-                "meter": meter,
-                **request,
-                "trace": trace,
-                "second_opinion": second_opinion,
-            },
+            {"do": "read", "meter": meter, **request},
             READ_S,
         )
     except GatewayAbsent:
@@ -149,13 +140,7 @@ def _by_gateway(
 
 
 async def _by_ourselves(
-    config: Config,
-    meter: Meter,
-    request: dict[str, Any],
-    clock: Clock,
-    *,
-    trace: bool,
-    second_opinion: bool,
+    config: Config, meter: Meter, request: dict[str, Any], clock: Clock
 ) -> dict[str, Any]:
     """Take lock, counters and line, read, and give all back."""
     from edge_core.acquisition import reading
@@ -165,6 +150,7 @@ async def _by_ourselves(
     from edge_core.journal import CounterStore
     from edge_core.journal.datadir import DataDirectory, Memories
 
+    wanted = msgspec.convert(request, reading.Reading)
     model, line = config.models[meter.model], config.lines[meter.line]
     directory = DataDirectory(config.data_dir).prepare()
     with directory.lock([model.about.protocol]):
@@ -182,24 +168,21 @@ async def _by_ourselves(
                 counters,
                 memories.of(meter.id),
                 clock,
-                Trace(line.framing, lambda text: click.echo(text, err=True)) if trace else None,
+                Trace(line.framing, _tell) if wanted.trace else None,
                 site=Site(config.gateway.title, config.gateway.timezone),
             )
             try:
                 async with asyncio.timeout(READ_S):
-                    return await reading.read(
-                        driver,
-                        reading.ReadRequest(**request),
-                        meter=meter,
-                        model=model,
-                        clock=clock,
-                        second_opinion=second_opinion,
-                    )
+                    return await reading.read(driver, wanted, meter=meter, model=model, clock=clock)
             finally:
                 await driver.close()
         finally:
             counters.close()
             memories.close()
+
+
+def _tell(text: str) -> None:
+    click.echo(text, err=True)
 
 
 # --- for people

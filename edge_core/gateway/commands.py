@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_core import errors
-from edge_core.acquisition.reading import Reading, reply_of
+from edge_core.acquisition.reading import Reading, read
 
 if TYPE_CHECKING:
     from edge_core.acquisition.poller import Poller
@@ -103,9 +103,13 @@ class Commands:
             case "ping":
                 return {}
             case "read":
-                reading = msgspec.convert({"meter": order.meter} | order.args, Reading)
+                reading = msgspec.convert(order.args, Reading)
+                state = self._poller.meters[order.meter]
                 reply = await self._poller.on_demand(
-                    order.meter, lambda driver: reply_of(driver, reading, self._clock)
+                    order.meter,
+                    lambda driver: read(
+                        driver, reading, meter=state.config, model=state.model, clock=self._clock
+                    ),
                 )
                 return {
                     key: reply[key] for key in ("layouts", "blocks", "registers") if reply.get(key)

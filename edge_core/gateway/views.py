@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_core import errors
-from edge_core.acquisition.reading import Reading, reply_of
+from edge_core.acquisition.reading import Reading, read
+from edge_core.acquisition.tracing import Trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -226,9 +227,16 @@ class Views:
     async def _read(self, request: Request) -> Any:
         meter = self._known(request)
         reading = msgspec.convert(request, Reading)
-        return await self._gateway.poller.on_demand(
-            meter, lambda driver: reply_of(driver, reading, self._gateway.clock)
+        state = self._gateway.poller.meters[meter]
+        frames: list[str] = []
+        reply = await self._gateway.poller.on_demand(
+            meter,
+            lambda driver: read(
+                driver, reading, meter=state.config, model=state.model, clock=self._gateway.clock
+            ),
+            tracer=Trace(state.line.config.framing, frames.append) if reading.trace else None,
         )
+        return reply | {"trace": frames} if reading.trace else reply
 
     async def _sweep(self, request: Request) -> Any:
         """Visit meters now, flush, and say how many were read."""
