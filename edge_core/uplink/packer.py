@@ -308,11 +308,16 @@ class Packer:
         except errors.JournalDamaged as error:
             self.refused.append(Refusal((Ref(SEGMENT, segment, 0, 1, 1),), "damaged", str(error)))
             return
+        except errors.JournalError as error:  # a newer release wrote it: it stays pending
+            log.warning("uplink: segment %d is left: %s", segment, error)
+            return
         total = sum(block.rows for block in blocks)
         if only is not None:
             covered = _outside(covered, only, total)
         start = 0
         for block in blocks:
+            if not block.rows:
+                continue
             for first, end in _open_rows(start, start + block.rows, covered):
                 whole = (first, end) == (start, start + block.rows)
                 rows = block if whole else block.take(range(first - start, end - start))

@@ -71,6 +71,7 @@ UNHEARD_RESENDS = 16  # without any ack in between; then a rest
 REST_S = 60.0
 LONGEST_NO_ACKS_S = 3_600.0
 HOUSEKEEPING_S = 0.5
+FAILURE_S = 2.0
 LOOK_S = 10.0
 ALARMS_LOOKED_AT = 2_000
 STOP_S = 1.0
@@ -152,7 +153,7 @@ class Sender:
         self._reason = "not yet connected"
         self._notes: deque[Draft] = deque()
         self._notes_after, self._notes_told = 0, True
-        self._last_ack = float("-inf")
+        self._last_ack = self._looked = self._swept = float("-inf")
         self._unanswered_since: float | None = None
         self._unheard_resends = 0
         self._rest_until = float("-inf")
@@ -458,7 +459,12 @@ class Sender:
         while True:
             await self._connected.wait()
             self._wake.clear()
-            idle_s = await self._bulk_step()
+            try:
+                idle_s = await self._bulk_step()
+            except Exception:  # the edge of a room: a file that cannot be read is no end of sending
+                log.exception("uplink: the journal cannot be sent from")
+                self.counts.failures += 1
+                idle_s = FAILURE_S
             if idle_s > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.005, idle_s)):
@@ -645,36 +651,34 @@ class Sender:
     # --- housekeeping
 
     async def _housekeeping(self) -> None:
-        looked = swept = retried = float("-inf")
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            now = self._clock.monotonic()
             if self._unreleased:
                 items, self._unreleased = self._unreleased, []
                 self._release(items)
             if not self._connected.is_set() or self._paused:
                 continue
-            for sent in list(self._deliveries.sent.values()):
-                if (
-                    sent.lane == "alarms"
-                    and not sent.in_flight
-                    and sent.due <= now
-                    and sent.attempts
-                ):
-                    self.counts.resent += 1
-                    self._task(self._transmit(sent))
-            if self._alarms.missed or now - looked > LOOK_S:
-                looked = now
-                await self._look_for_alarms()
-            await self._watch_acks(now)
-            if now - swept > RETRY_ASIDE_S:
-                swept = now
-                await self._sweep()
-            if now - retried > RETRY_ASIDE_S / 60:
-                retried = now
-                before = int(self._clock.now() - RETRY_ASIDE_S * self._clock.speed)
-                if refs := self._deliveries.retry(before):
-                    self._again(refs)
+            try:
+                await self._keep_house(self._clock.monotonic())
+            except Exception:  # the edge of a room, as above
+                log.exception("uplink: housekeeping failed")
+                self.counts.failures += 1
+
+    async def _keep_house(self, now: float) -> None:
+        for sent in list(self._deliveries.sent.values()):
+            if sent.lane == "alarms" and not sent.in_flight and sent.due <= now and sent.attempts:
+                self.counts.resent += 1
+                self._task(self._transmit(sent))
+        if self._alarms.missed or now - self._looked > LOOK_S:
+            self._looked = now
+            await self._look_for_alarms()
+        await self._watch_acks(now)
+        if now - self._swept > RETRY_ASIDE_S:
+            self._swept = now
+            await self._sweep()
+        before = int(self._clock.now() - RETRY_ASIDE_S * self._clock.speed)
+        if refs := self._deliveries.retry(before):
+            self._again(refs)
 
     async def _look_for_alarms(self) -> None:
         """Alarms that the journal holds and that are not under way."""

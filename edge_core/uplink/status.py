@@ -46,6 +46,7 @@ class Counts:
     down_malformed: int = 0
     connects: int = 0
     no_acks: int = 0
+    failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)
