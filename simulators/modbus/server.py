@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from simulators.modbus.units import Unit
 
 SLOW_S = 1.2
-_TABLES = {3: "holding", 4: "input"}
 
 
 class ModbusLine:
@@ -39,7 +38,6 @@ class ModbusLine:
             [device(unit) for unit in self.units.values()],
             framer=FramerType.RTU if self._rtu else FramerType.SOCKET,
             address=(host, port),
-            ignore_missing_devices=True,  # a real line is silent there
             trace_packet=self._packet,
         )
         await self._server.serve_forever(background=True)
@@ -54,13 +52,12 @@ class ModbusLine:
             await self._server.shutdown()  # type: ignore[no-untyped-call]
 
     def _packet(self, sending: bool, packet: bytes) -> bytes:
-        unit = (
-            self.units.get(packet[0 if self._rtu else 6])
-            if len(packet) > 6 - 6 * self._rtu
-            else None
-        )
-        if not sending or unit is None:
+        if not sending:
             return packet
+        place = 0 if self._rtu else 6
+        unit = self.units.get(packet[place]) if len(packet) > place else None
+        if unit is None:
+            return b""  # nobody: a real line is silent there
         if unit.has("silent") or unit.has("refuse"):
             return b""
         if unit.has("garbage"):
@@ -72,17 +69,20 @@ class ModbusLine:
 
 def device(unit: Unit) -> SimDevice:
     """The SimDevice of a unit; undefined registers give exception 2, or zeros where the map tolerates holes."""
-    blocks: list[list[SimData]] = []
-    for table in ("holding", "input"):
-        source = table if len(unit.map.functions) < 2 else _only_table(unit)
-        addresses = sorted(address for where, address in unit.defined if where == source)
+    blocks = []
+    for function in (3, 4):
+        tables = _tables(unit, function)
+        addresses = sorted({address for table, address in unit.defined if table in tables})
         blocks.append(_runs(addresses, tolerant=unit.map.tolerant))
     bits = [SimData(0, values=[False] * 16, datatype=DataType.BITS)]
     return SimDevice(id=unit.unit, simdata=(bits, bits, blocks[0], blocks[1]), action=_action(unit))
 
 
-def _only_table(unit: Unit) -> str:
-    return "holding" if any(p.table == "holding" for p in unit.map.points) else "input"
+def _tables(unit: Unit, function: int) -> tuple[str, ...]:
+    """The tables that a function code reads; meters that know both codes serve everything under both."""
+    if len(unit.map.functions) > 1:
+        return ("input", "holding")
+    return ("holding",) if function == 3 else ("input",)
 
 
 def _runs(addresses: list[int], *, tolerant: bool) -> list[SimData]:
@@ -101,8 +101,9 @@ def _runs(addresses: list[int], *, tolerant: bool) -> list[SimData]:
 
 
 def _action(unit: Unit) -> Callable[..., Coroutine[None, None, ExcCodes | None]]:
-    starts = {(p.table, p.address) for p in unit.map.points}
-    ends = {(p.table, p.end) for p in unit.map.points}
+    starts = {p.address for p in unit.map.points}
+    ends = {p.end for p in unit.map.points}
+    identity = unit.map.identify
 
     async def action(
         function: int,
@@ -120,19 +121,25 @@ def _action(unit: Unit) -> Callable[..., Coroutine[None, None, ExcCodes | None]]
             return ExcCodes.DEVICE_BUSY
         if count > unit.map.limit:
             return ExcCodes.ILLEGAL_VALUE
-        table = _TABLES[function] if len(unit.map.functions) < 2 else _only_table(unit)
-        if unit.map.aligned and not (
-            (table, address) in starts and (table, address + count) in ends
-        ):
+        tables = _tables(unit, function)
+        if unit.map.aligned and not (address in starts and address + count in ends):
             return ExcCodes.ILLEGAL_ADDRESS
         unit.requests += 1
         at = int(unit.clock.now())
         for point in unit.map.points:
-            if point.table == table and point.address < address + count and point.end > address:
+            if point.table in tables and point.address < address + count and point.end > address:
                 registers[point.address - first : point.end - first] = unit.words(point, at)
         for (where, place), word in unit.fixed.items():
-            if where == table and address <= place < address + count:
+            if where in tables and address <= place < address + count:
                 registers[place - first] = word
+        if (
+            identity
+            and identity[0] in tables
+            and (address, count) == (identity[1], len(identity[2]))
+        ):
+            registers[address - first : address - first + count] = identity[
+                2
+            ]  # asked alone: it may share its address
         return None
 
     return action

@@ -185,11 +185,13 @@ class Unit:
             fixed += [(("holding", end), 0xFFFF), (("holding", end + 1), 0)]
         if self.map.identify:
             table, address, identity = self.map.identify
-            taken = {(p.table, a) for p in self.map.points for a in range(p.address, p.end)}
+            one_table = len(self.map.functions) > 1  # then both codes read the same registers
+            mine = [p for p in self.map.points if one_table or p.table == table]
+            taken = {a for p in mine for a in range(p.address, p.end)}
             fixed += [
                 ((table, address + i), word)
                 for i, word in enumerate(identity)
-                if (table, address + i) not in taken
+                if address + i not in taken
             ]
         return fixed
 
