@@ -215,10 +215,10 @@ class Book:
         """Take in a block within this transaction."""
         key = (device, block.layout.profile)
         entry = self.stage(connection, key, block.kind)
-        before, steps = entry.watermark, entry.steps
+        before = entry.watermark
         out = entry.absorb(block, watermark)
         kept = block.rows if out.rows is None else len(out.rows)
-        if (not kept and entry.watermark != before) or entry.steps is not steps:
+        if out.stepped or (not kept and entry.watermark != before):
             self._at_once.add(self._staged[key][0])  # no segment will tell of it
         return out
 

@@ -98,7 +98,6 @@ class CounterStore:
             lock.close()
             raise
         counters.was_created = fresh or counters.was_damaged is not None
-        counters._group.start()
         return counters
 
     @classmethod
@@ -117,6 +116,7 @@ class CounterStore:
             connection.close()
             raise
         counters.was_damaged = why
+        counters._group.start()
         return counters
 
     # ---- ours ----------------------------------------------------------------------------------

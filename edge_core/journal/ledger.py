@@ -2,19 +2,22 @@
 
 "New" is what this ledger lacks: never what lies after a watermark, never what arrives later.
 
-A periodic profile keeps its known times as runs (first, last, step) and the hashes of its newest rows; an irregular one
-(events, billing) keeps its newest KEEP_TIMES times with their hashes. A row is known when its time and occurrence are
-known and its hash is the same or forgotten. A known row with another hash is a conflict: it is taken, counted, and its
-hash becomes the current one. Of samples the first one wins, whatever comes later.
+A periodic profile keeps its known times as runs (first, last, step), an irregular one (events, billing) its newest KEEP_TIMES
+times with their hashes. The last KEEP_TAIL rows of the buffer are kept with their hashes, in buffer order: the tail. A row is
+known when its time and occurrence are known and its hash is the same or forgotten. A known row with another hash is a
+conflict: it is taken, counted, and its hash becomes the current one. Of samples the first one wins, whatever comes later.
 
 *Occurrences.* A meter whose clock was set back captures some times twice. The block numbers occurrences in buffer order,
-but only over the rows that it holds. What it does not hold is added here: the rows of one time are laid against the known
-occurrences of that time so that the hashes agree, and a step back in time that was never seen before proves that all rows
-after it are new, for a buffer only grows at its end. Steps are remembered with the hashes on both sides; a step that lies
-inside a remembered one is that one seen through a selective read. Limits, all of which end in a second delivery of the same
-row under the same identity or in a conflict, never in silence: two steps back over the same times, of which a block shows
-only the second, need the hashes of the rows between (kept for KEEP_REPEATS rows); a row pushed alone after a step back is
-taken for a conflict until the buffer is read by entry, which sets both right.
+but only over the rows that it holds; what it does not hold is added here. Three things tell a row of the second pass from a
+repeated one of the first, for a buffer only grows at its end: it stands after the last row of the tail; it stands after a
+step back that was never seen before (steps are remembered with the hashes on both sides; one that lies inside a remembered
+one is that one seen through a selective read); its hash. The rows of one time are laid against the known occurrences so
+that all three agree.
+
+Limits. Where nothing tells them apart (the same step back twice with values that never change), rows of the second step
+are taken for those of the first. A row that arrives alone after a step back which nobody has seen yet is a conflict, or
+dropped when the hash is forgotten: after a clock event the buffer is to be read by entry, from before the first
+conflicting row if there was one, and both are set right.
 
 *Forgetting.* MAX_RUNS runs, KEEP_REPEATS repeats and KEEP_TIMES irregular times are kept, oldest go first; a forgotten row
 that comes again is delivered again, under the same identity.
@@ -34,11 +37,11 @@ from edge_core.domain import Flag, as_list
 from edge_core.journal.records import Hole, LedgerEntry, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from edge_core.domain import Block, Obis
 
-KEEP_HASHES = 6  # reads overlap by two periods; three more absorb a late read
+KEEP_TAIL = 6  # reads overlap by two periods; the others absorb a late read
 KEEP_TIMES = 512
 KEEP_REPEATS = 512
 KEEP_STEPS = 16
@@ -55,12 +58,14 @@ class Absorbed(msgspec.Struct, frozen=True):
         occ: (position in `rows`, occurrence) of the kept ones.
         known: dropped rows.
         conflicts: kept rows that were known with other values.
+        stepped: the kept rows alone do not tell how the entry changed (a clock was set back).
     """
 
     rows: list[int] | None
     occ: tuple[tuple[int, int], ...]
     known: int
     conflicts: int
+    stepped: bool = False
 
     def of(self, block: Block) -> Block | None:
         """The block of the kept rows with their occurrences, None when there are none."""
@@ -77,7 +82,9 @@ class Entry(msgspec.Struct, array_like=True):
 
     Attributes:
         newest: the highest known time, 0 when there is none.
-        times, hashes: newest (or, irregular, all kept) times of occurrence 0, ascending, HASH_OCTETS octets each.
+        times, hashes: known times of an irregular profile, ascending, and HASH_OCTETS octets for each.
+        tail_times, tail_hashes: the last rows of the buffer, in buffer order.
+        tail_occ: their occurrences, empty when all are 0.
         repeats: (time, occurrence, hash) of occurrences from 1 on.
         steps: (time before, time after, hash of both rows) where time went back.
         gaps: (first, last, cause) as told by `note_gap`.
@@ -92,6 +99,9 @@ class Entry(msgspec.Struct, array_like=True):
     runs: list[tuple[int, int, int]] = []
     times: list[int] = []
     hashes: bytes = b""
+    tail_times: list[int] = []
+    tail_hashes: bytes = b""
+    tail_occ: list[int] = []
     repeats: list[tuple[int, int, int]] = []
     steps: list[tuple[int, int, int]] = []
     gaps: list[tuple[int, int, str]] = []
@@ -106,12 +116,15 @@ class Entry(msgspec.Struct, array_like=True):
         """
         times: list[int] = as_list(block.times)
         self.period = block.layout.period
-        rises = all(a < b for a, b in pairwise(times))
-        repeated = bool(times and self.repeats) and times[0] <= self.repeats[-1][0]
-        if not rises or block.occ or repeated:
-            out = self._absorb_stepping(block, times)
-        else:
+        rises = not block.occ and all(a < b for a, b in pairwise(times))
+        if rises and (not times or not self.captured or times[0] > self.newest):
+            self._remember(block, times, range(len(times)))
+            self._extend_tail(block, [(row, 0) for row in range(len(times))])
+            out = Absorbed(None, (), 0, 0)
+        elif rises and not self.steps and not self.repeats:
             out = self._absorb_rising(block, times)
+        else:
+            out = self._absorb_stepping(block, times)
         if times:
             self.newest = max(self.newest, max(times))
             watermark = max(times) if watermark is None else watermark
@@ -120,13 +133,8 @@ class Entry(msgspec.Struct, array_like=True):
         return out
 
     def _absorb_rising(self, block: Block, times: list[int]) -> Absorbed:
-        """The usual block: every time is there once and later than the one before."""
-        if not times:
-            return Absorbed(None, (), 0, 0)
-        if not self.captured or times[0] > self.newest:
-            self._remember(block, times, range(len(times)))
-            return Absorbed(None, (), 0, 0)
-        hashes = dict(self._hashes())
+        """The usual overlap: the clock was never set back, every time is there once."""
+        hashes = self._base_hashes()
         sampled = _sampled(block)
         rows, new, conflicts = [], [], 0
         for row, time in enumerate(times):
@@ -141,15 +149,18 @@ class Entry(msgspec.Struct, array_like=True):
                     rows.append(row)
         self.conflicts += conflicts
         self._remember(block, times, new)
+        self._extend_tail(block, [(row, 0) for row in new if times[row] > self.newest])
         if len(rows) == len(times):
             return Absorbed(None, (), 0, conflicts)
         return Absorbed(rows, (), len(times) - len(rows), conflicts)
 
     def _absorb_stepping(self, block: Block, times: list[int]) -> Absorbed:
-        """Times that repeat or go back: lay the rows of each time against its known occurrences."""
-        unproven = self._walk_steps(block, times)
+        """Times repeat or go back, here or earlier: lay the rows of each time against its known occurrences."""
+        values = [row_hash(block, row) for row in range(len(times))]
+        unproven, first_step = self._walk_steps(times, values)
+        end = self._find_tail(times, values, first_step)
         claimed = dict(block.occ)
-        hashes = dict(self._hashes())
+        hashes = self._base_hashes()
         sampled = _sampled(block)
         by_time: dict[int, list[int]] = {}
         for row, time in enumerate(times):
@@ -157,52 +168,60 @@ class Entry(msgspec.Struct, array_like=True):
         repeats: dict[int, list[int]] = {}
         for time, _, value in sorted(self.repeats):
             repeats.setdefault(time, []).append(value)
-        kept: dict[int, int] = {}  # row -> occurrence
+        places: dict[int, int] = {}  # row -> occurrence
+        kept: list[int] = []
         firsts, conflicts = [], 0
         for time, rows in by_time.items():
             known: list[int | None] = []
             if self.knows(time, hashes):
                 known = [hashes.get(time), *repeats.get(time, ())]
-            values = [row_hash(block, row) for row in rows]
-            places = _align(
+            found = _align(
                 known,
-                values,
+                [values[row] for row in rows],
                 at_least=claimed.get(rows[0], 0),
-                fresh_from=sum(row not in unproven for row in rows),
+                unproven_from=sum(row not in unproven for row in rows),
+                new_from=sum(row < end for row in rows),
             )
-            for row, value, place in zip(rows, values, places, strict=True):
+            for row, place in zip(rows, found, strict=True):
+                places[row] = place
                 if place >= len(known):
-                    kept[row] = place
+                    kept.append(row)
                     if place:
-                        self.repeats.append((time, place, value))
+                        self.repeats.append((time, place, values[row]))
                         self.captured += 1
                     else:
                         firsts.append(row)
-                elif known[place] not in (None, value) and row not in sampled:
-                    self._change_hash(time, place, value)
+                elif known[place] not in (None, values[row]) and row not in sampled:
+                    self._change_hash(time, place, values[row])
                     conflicts += 1
-                    kept[row] = place
+                    kept.append(row)
         self.conflicts += conflicts
         self.repeats = sorted(self.repeats)[-KEEP_REPEATS:]
         self._remember(block, times, sorted(firsts, key=times.__getitem__))
-        rows_kept = sorted(kept)
-        occ = tuple((i, kept[row]) for i, row in enumerate(rows_kept) if kept[row])
-        return Absorbed(rows_kept, occ, len(times) - len(rows_kept), conflicts)
+        if end == len(times) and (not self.tail_times or first_step < len(times)):
+            end = 0  # the tail is not in here, yet this block ends where the buffer does
+        elif end == len(times):
+            end = next((row for row in kept if times[row] > self.newest), end)
+        self._extend_tail(block, [(row, places[row]) for row in range(end, len(times))])
+        kept.sort()
+        occ = tuple((i, places[row]) for i, row in enumerate(kept) if places[row])
+        return Absorbed(kept, occ, len(times) - len(kept), conflicts, stepped=True)
 
-    def _walk_steps(self, block: Block, times: list[int]) -> set[int]:
-        """Rows that stand after a step back never seen before, and whose time may stand before it too.
+    def _walk_steps(self, times: list[int], values: list[int]) -> tuple[set[int], int]:
+        """Look for steps back in time.
 
-        Such rows are new whatever their hash says: the buffer only grows at its end. Times above all that stood before the
-        step are not among them: a selective read may have shown those already.
+        Returns:
+            The rows that stand after a step never seen before and whose time may stand before it too: they are new,
+            whatever their hash says. Times above all that stood before the step are not among them: a selective read may
+            have shown those already. And the row after the first such step, or the number of rows.
         """
         unproven: set[int] = set()
         left = list(self.steps)
-        highest, new = times[0], None
+        first, highest, ceiling = len(times), times[0], None
         for row in range(1, len(times)):
             before, after = times[row - 1], times[row]
             if after < before:
-                value = row_hash(block, row - 1) ^ (row_hash(block, row) << 1) & 0xFFFFFF
-                step = (before, after, value)
+                step = (before, after, values[row - 1] ^ (values[row] << 1) & 0xFFFFFF)
                 inside = [x for x in left if before <= x[0] and after >= x[1] and x[:2] != step[:2]]
                 if step in left:
                     left.remove(step)
@@ -210,11 +229,61 @@ class Entry(msgspec.Struct, array_like=True):
                     left.remove(inside[0])
                 else:
                     self.steps = [*self.steps, step][-KEEP_STEPS:]
-                    new = highest
-            if new is not None and after <= new:
+                    ceiling = highest
+                    first = min(first, row)
+            if ceiling is not None and after <= ceiling:
                 unproven.add(row)
             highest = max(highest, after)
-        return unproven
+        return unproven, first
+
+    def _find_tail(self, times: list[int], values: list[int], first_step: int) -> int:
+        """The row after the last row of the tail, so that what follows was never seen; the number of rows if it is not there."""
+        count = len(times)
+        if not self.tail_times:
+            return count
+        low, high = min(times), max(times)
+        tail = [
+            (time, value)
+            for time, value in zip(self.tail_times, _split(self.tail_hashes), strict=True)
+            if low <= time <= high
+        ]
+        if not tail or tail[-1][0] != self.tail_times[-1]:
+            following = self.tail_times[-1] + self.period
+            known = (following, values[0]) in self._proven()
+            if times == [following] and following <= self.newest and not known:
+                return 0  # the next row of a second pass, pushed alone
+            return count
+        best, best_length = count, 0
+        for row in range(count):
+            if row >= first_step and best_length:
+                break  # a step that was never seen lies behind the tail
+            length = 0
+            while (
+                length <= row
+                and length < len(tail)
+                and (times[row - length], values[row - length]) == tail[-1 - length]
+            ):
+                length += 1
+            whole = length == len(tail) or length > row
+            if whole and length >= best_length and length:
+                best, best_length = row + 1, length
+        return best
+
+    def _extend_tail(self, block: Block, rows: list[tuple[int, int]]) -> None:
+        """(row, occurrence) in buffer order follow on the tail."""
+        rows = rows[-KEEP_TAIL:]
+        if not rows:
+            return
+        times = block.times
+        keep = KEEP_TAIL - len(rows)
+        occ = self.tail_occ or [0] * len(self.tail_times)
+        occ = [*(occ[-keep:] if keep else []), *(k for _, k in rows)]
+        old = self.tail_times[-keep:] if keep else []
+        self.tail_times = [*old, *(int(times[row]) for row, _ in rows)]
+        self.tail_hashes = (self.tail_hashes[-HASH_OCTETS * keep :] if keep else b"") + _join(
+            row_hash(block, row) for row, _ in rows
+        )
+        self.tail_occ = occ if any(occ) else []
 
     def _remember(self, block: Block, times: list[int], rows: Sequence[int]) -> None:
         """Enter rows of occurrence 0 that were not known, in ascending order of time."""
@@ -231,17 +300,11 @@ class Entry(msgspec.Struct, array_like=True):
                 self._add_run(first, last)
                 first = last = times[row]
             self._add_run(first, last)
-        keep = KEEP_HASHES if period else KEEP_TIMES
-        merged = self._hashes()
-        floor = merged[0][0] if len(merged) >= keep else None
-        fresh = [
-            (times[row], row_hash(block, row))
-            for row in rows[-keep:]
-            if floor is None or times[row] > floor
-        ]
-        if fresh:
-            merged = sorted({**dict(merged), **dict(fresh)}.items())[-keep:]
-            self._store_hashes(merged)
+            return
+        fresh = [(times[row], row_hash(block, row)) for row in rows[-KEEP_TIMES:]]
+        pairs = sorted([*zip(self.times, _split(self.hashes), strict=True), *fresh])[-KEEP_TIMES:]
+        self.times = [time for time, _ in pairs]
+        self.hashes = _join(value for _, value in pairs)
 
     def _add_run(self, first: int, last: int) -> None:
         """Enter consecutive unknown times, joined with the runs that they touch."""
@@ -267,24 +330,33 @@ class Entry(msgspec.Struct, array_like=True):
             return True
         return time in (hashes if hashes is not None else self.times)
 
-    def _hashes(self) -> list[tuple[int, int]]:
-        octets = self.hashes
-        return [
-            (time, int.from_bytes(octets[3 * i : 3 * i + 3], "big"))
-            for i, time in enumerate(self.times)
-        ]
+    def _base_hashes(self) -> dict[int, int]:
+        """Hashes of occurrence 0 that are not forgotten, by time."""
+        hashes = dict(zip(self.times, _split(self.hashes), strict=True))
+        occ = self.tail_occ or [0] * len(self.tail_times)
+        tail = zip(self.tail_times, occ, _split(self.tail_hashes), strict=True)
+        hashes.update({time: value for time, k, value in tail if not k})
+        return hashes
 
-    def _store_hashes(self, pairs: list[tuple[int, int]]) -> None:
-        self.times = [time for time, _ in pairs]
-        self.hashes = b"".join(value.to_bytes(HASH_OCTETS, "big") for _, value in pairs)
+    def _proven(self) -> set[tuple[int, int]]:
+        """(time, hash) of all known rows whose hash is not forgotten."""
+        return {*self._base_hashes().items(), *((t, h) for t, _, h in self.repeats)}
 
     def _change_hash(self, time: int, occurrence: int, value: int) -> None:
-        if occurrence:
-            self.repeats = [
-                (t, k, value if (t, k) == (time, occurrence) else h) for t, k, h in self.repeats
-            ]
-        else:
-            self._store_hashes([(t, value if t == time else h) for t, h in self._hashes()])
+        """A conflict: the later values are the current ones."""
+        self.repeats = [
+            (t, k, value if (t, k) == (time, occurrence) else h) for t, k, h in self.repeats
+        ]
+        if not occurrence:
+            self.hashes = _join(
+                value if t == time else h
+                for t, h in zip(self.times, _split(self.hashes), strict=True)
+            )
+        occ = self.tail_occ or [0] * len(self.tail_times)
+        self.tail_hashes = _join(
+            value if (t, k) == (time, occurrence) else h
+            for t, k, h in zip(self.tail_times, occ, _split(self.tail_hashes), strict=True)
+        )
 
     # ---- what is missing -----------------------------------------------------------------------
 
@@ -313,7 +385,13 @@ class Entry(msgspec.Struct, array_like=True):
             for r in self.repeats
             if (r[0], r[1]) not in {(as_list(block.times)[row], k) for row, k in occ.items()}
         ]
-        self._store_hashes([(t, h) for t, h in self._hashes() if t not in gone])
+        pairs = [
+            (t, h) for t, h in zip(self.times, _split(self.hashes), strict=True) if t not in gone
+        ]
+        self.times = [t for t, _ in pairs]
+        self.hashes = _join(h for _, h in pairs)
+        if gone.intersection(self.tail_times):
+            self.tail_times, self.tail_hashes, self.tail_occ = [], b"", []
         runs = []
         for first, last, step in self.runs:
             if last < times[0] or first > times[-1]:
@@ -427,8 +505,24 @@ def _sampled(block: Block) -> set[int]:
     }
 
 
+def _split(hashes: bytes) -> list[int]:
+    return [
+        int.from_bytes(hashes[i : i + HASH_OCTETS], "big")
+        for i in range(0, len(hashes), HASH_OCTETS)
+    ]
+
+
+def _join(values: Iterable[int]) -> bytes:
+    return b"".join(value.to_bytes(HASH_OCTETS, "big") for value in values)
+
+
 def _align(
-    known: Sequence[int | None], values: Sequence[int], *, at_least: int, fresh_from: int
+    known: Sequence[int | None],
+    values: Sequence[int],
+    *,
+    at_least: int,
+    unproven_from: int,
+    new_from: int,
 ) -> range | list[int]:
     """The occurrences of the rows of one time.
 
@@ -436,21 +530,23 @@ def _align(
         known: hashes of the known occurrences 0, 1, ...; None = forgotten.
         values: hashes of the rows, in buffer order.
         at_least: so many rows of this time stand before the first one, says the block.
-        fresh_from: rows from this position on are new, unless a repeat proves that it is them.
+        unproven_from: rows from this position on are new, unless a repeat proves that it is them.
+        new_from: rows from this position on are new.
     """
     if not known:
         return range(at_least, at_least + len(values))
+    fresh_from = min(unproven_from, new_from)
     best, best_score = -1, -1
     for start in range(at_least, max(len(known), at_least) + 1):
         if start >= len(known) and fresh_from and start > at_least:
-            break  # without a step back the first row is one of the known, or in conflict with it
+            break  # the first row is one of the known, or in conflict with it
         score = 0
         for j, value in enumerate(values):
             place = start + j
             if place >= len(known):
                 continue
             same = known[place] == value
-            if j >= fresh_from and not (place and same):
+            if j >= new_from or (j >= unproven_from and not (place and same)):
                 break
             if not same and known[place] is not None:
                 break
