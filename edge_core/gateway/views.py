@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_core import errors
-from edge_core.acquisition.reading import Reading, read
+from edge_core.acquisition import reading
 from edge_core.acquisition.tracing import Trace
 
 if TYPE_CHECKING:
@@ -225,18 +225,21 @@ class Views:
         self._tell({"block": document})
 
     async def _read(self, request: Request) -> Any:
+        """`opendcu read` while the gateway runs: between the scheduled visits of the meter's line."""
         meter = self._known(request)
-        reading = msgspec.convert(request, Reading)
         state = self._gateway.poller.meters[meter]
-        frames: list[str] = []
-        reply = await self._gateway.poller.on_demand(
-            meter,
-            lambda driver: read(
-                driver, reading, meter=state.config, model=state.model, clock=self._gateway.clock
-            ),
-            tracer=Trace(state.line.config.framing, frames.append) if reading.trace else None,
+        wanted = msgspec.convert(
+            {k: v for k, v in request.items() if k not in ("do", "meter")}, reading.Reading
         )
-        return reply | {"trace": frames} if reading.trace else reply
+        lines: list[str] = []
+        document = await self._gateway.poller.on_demand(
+            meter,
+            lambda driver: reading.read(
+                driver, wanted, meter=state.config, model=state.model, clock=self._gateway.clock
+            ),
+            tracer=Trace(state.line.config.framing, lines.append) if wanted.trace else None,
+        )
+        return document | ({"trace": lines} if wanted.trace else {})
 
     async def _sweep(self, request: Request) -> Any:
         """Visit meters now, flush, and say how many were read."""
