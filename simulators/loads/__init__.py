@@ -69,7 +69,7 @@ def curves() -> _Curves:
     prefix = np.zeros((households.shape[0], _HALF_HOURS + 1), np.int64)
     np.cumsum(households, axis=1, out=prefix[:, 1:])
     house = _table("uci_house_15min.csv.gz")[1:]
-    cells = np.array([line.split(",")[1:4] for line in house[: 3 * _QUARTERS]], np.float64)
+    cells = np.loadtxt(house[: 3 * _QUARTERS], delimiter=",", usecols=(1, 2, 3))
     wh, varh, volts = (cells[:, k].reshape(3, _QUARTERS) for k in range(3))
     ratio = np.minimum(varh * 1000 // np.maximum(wh, 1), 900).astype(np.int64)
     density = np.linspace(0, 1, 4097) ** 7 * np.linspace(1, 0, 4097) ** 7
@@ -214,8 +214,14 @@ def _households() -> Ints:
     lines = _table("sgsc_households_30min.csv.gz")[_FIRST_LINE : _FIRST_LINE + _HALF_HOURS]
     if not lines[0].startswith("2013-03-04T00:30"):
         raise ValueError("sgsc_households_30min.csv.gz does not hold the window that was expected")
-    cells = [[int(c) if c else -1 for c in line.split(",")[1:]] for line in lines]
-    wh = np.array(cells, np.int64).T.copy()
+    stamp = len("2013-03-04T00:30+10:00")
+    text = "".join(line[stamp:] for line in lines)  # each cell behind its comma
+    text = text.replace(",,", ",-1,").replace(",,", ",-1,")
+    wh = (
+        np.fromstring(text[1:] + "-1" * text.endswith(","), np.int64, sep=",")
+        .reshape(_HALF_HOURS, -1)
+        .T.copy()
+    )
     for series in wh:
         for blank in np.flatnonzero(series < 0):
             week = series[blank % 336 :: 336]
