@@ -209,7 +209,7 @@ function choose(meter) {
   for (const row of $("rows").rows) row.classList.toggle("chosen", row.dataset.meter === meter);
   $("detail").hidden = !meter;
   history.replaceState(null, "", meter ? "#" + encodeURIComponent(meter) : location.pathname);
-  loadDetail();
+  loadDetail().then(() => meter && $("detail").scrollIntoView({ block: "nearest" }));
 }
 
 function alarmItem(a) {
