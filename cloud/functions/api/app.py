@@ -90,7 +90,10 @@ def master(meter: str) -> dict[str, Any]:
     if type(multiplier) is not int or multiplier < 1:
         raise BadRequestError("multiplier is an integer above 0")
     store.put(
-        rows.meter_key(meter), "META", 1 << 40, doc=answers.encode({"multiplier": multiplier})
+        rows.meter_key(meter),
+        notices.MASTER,
+        1 << 40,
+        doc=answers.encode({"multiplier": multiplier}),
     )
     return {"meter": meter, "multiplier": multiplier}
 
@@ -136,8 +139,8 @@ def gateway(dcu: str) -> dict[str, Any]:
 
 def master_of(meter: str, at: int) -> int | None:
     """The multiplier of the meter master, None when it is not known."""
-    item = store.document(rows.meter_key(meter), "META", at)
-    return int(msgspec.json.decode(item["doc"])["multiplier"]) if item else None
+    item = store.document(rows.meter_key(meter), notices.MASTER, at)
+    return notices.multiplier_of(item["doc"]) if item else None
 
 
 def _of(item: dict[str, str], names: tuple[str, ...]) -> dict[str, Any]:

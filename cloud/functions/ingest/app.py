@@ -29,6 +29,7 @@ from ingest.stores import THREADS, Downlink, Lake, Table
 
 log = Logger(service="opendcu-ingest")
 
+MASTERS_S = 300.0  # a changed meter master is seen after so long at the latest
 AwsError = (ClientError, BotoCoreError, RuntimeError)
 
 
@@ -68,6 +69,9 @@ class Ingest:
         self._prefix, self._interval_days, self._long_days = prefix, interval_days, long_days
         self._pool = ThreadPoolExecutor(THREADS)
         self._served_by: dict[str, str] = {}
+        self._masters: dict[str, int | None] = {}
+        self._masters_until = 0.0
+        self._told_mismatch: dict[str, tuple[int, int]] = {}
 
     def batch(self, records: list[dict[str, Any]]) -> list[str]:
         """Work on a batch; returns the ids of the records that SQS must bring again."""
@@ -171,13 +175,36 @@ class Ingest:
             keep_until = heard[dcu] + self._long_days * rows.DAY_S
             for pk in {item.pk for item in items if self._served_by.get(item.pk) != dcu}:
                 documents.append(notices.served_by(pk, dcu, keep_until))
+            alarms = self._mismatches(dcu, items, heard[dcu])
             for item, conflicts in self._table.add(rows.merge(items)):
-                profile, meter = item.sk.rsplit("#", 1)[-1], item.pk.removeprefix("M#")
-                alarm = notices.conflict_alarm(dcu, meter, profile, conflicts, heard[dcu])
+                profile, meter = item.sk.rsplit("#", 1)[-1], rows.meter_of(item.pk)
+                alarms.append(notices.conflict_alarm(dcu, meter, profile, conflicts, heard[dcu]))
+            for alarm in alarms:
                 self._downlink.alarm(alarm, dcu)
                 documents.append(notices.alarm_document(alarm, dcu, keep_until))
         self._table.write(documents)
         self._served_by.update((item.pk, dcu) for dcu, items in by_dcu.items() for item in items)
+
+    def _mismatches(self, dcu: str, items: list[rows.HourItem], heard: int) -> list[dict[str, Any]]:
+        """Alarms for meters whose blocks carry another multiplier than the meter master; once per environment."""
+        carried = {item.pk: row.multiplier for item in items for row in item.rows}
+        if time.monotonic() > self._masters_until:
+            self._masters, self._masters_until = {}, time.monotonic() + MASTERS_S
+        if unknown := [pk for pk in carried if pk not in self._masters]:
+            found = self._table.masters(unknown)
+            self._masters.update((pk, found.get(pk)) for pk in unknown)
+        alarms = []
+        for pk, multiplier in carried.items():
+            master = self._masters[pk]
+            if master not in (None, multiplier) and self._told_mismatch.get(pk) != (
+                multiplier,
+                master,
+            ):
+                self._told_mismatch[pk] = multiplier, master
+                alarms.append(
+                    notices.mismatch_alarm(dcu, rows.meter_of(pk), multiplier, master, heard)
+                )
+        return alarms
 
 
 def _arrival(record: dict[str, Any]) -> Arrival:

@@ -99,6 +99,18 @@ class Table:
             name: value["S"] for name, value in reply.get("Attributes", {}).items() if "S" in value
         }
 
+    def masters(self, pks: Iterable[str]) -> dict[str, int]:
+        """Multiplier of the meter master by partition, as far as masters are known."""
+        keys = [{"pk": {"S": pk}, "sk": {"S": notices.MASTER}} for pk in pks]
+        found: dict[str, int] = {}
+        while keys:
+            some, keys = keys[:100], keys[100:]
+            reply = self._dynamodb.batch_get_item(RequestItems={self._name: {"Keys": some}})
+            for item in reply["Responses"][self._name]:
+                found[item["pk"]["S"]] = notices.multiplier_of(item["doc"]["S"])
+            keys += reply.get("UnprocessedKeys", {}).get(self._name, {}).get("Keys", [])
+        return found
+
     def write(self, documents: Iterable[notices.Document]) -> None:
         """Write documents: those without a rank in batches, the others unless a higher rank is there."""
         plain = {}

@@ -30,6 +30,7 @@ class Document(NamedTuple):
     rank: int | None = None
 
 
+MASTER = "META"  # sort key of the meter master
 REPLY_RANK = {"accepted": 1, "failed": 2, "done": 3}
 
 
@@ -98,6 +99,28 @@ def conflict_alarm(
             "arrived": list(first.arrived.says) + [first.arrived.read_at],
         },
     )  # fmt: skip
+
+
+def mismatch_alarm(dcu: str, meter: str, carried: int, master: int, heard: int) -> dict[str, Any]:
+    """The alarm `multiplier-mismatch`: the gateway carries another CT x PT than the meter master."""
+    alarm = _alarm(
+        dcu,
+        meter,
+        "meter",
+        "multiplier-mismatch",
+        heard,
+        heard,
+        {"carried": carried, "master": master},
+    )
+    text = (
+        f"{meter}|multiplier-mismatch||{carried}/{master}"  # the same difference is the same alarm
+    )
+    return alarm | {"id": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def multiplier_of(text: str) -> int:
+    """The multiplier in the document of a meter master."""
+    return int(msgspec.json.decode(text)["multiplier"])
 
 
 def octets_alarm(message: Message, key: str, beside: str) -> dict[str, Any]:

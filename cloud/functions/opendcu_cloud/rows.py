@@ -105,6 +105,11 @@ def meter_key(meter: str) -> str:
     return f"M#{meter}"
 
 
+def meter_of(pk: str) -> str:
+    """The meter of a partition."""
+    return pk.removeprefix("M#")
+
+
 @lru_cache(4096)
 def hour_text(hour: int) -> str:
     """`2026-06-18T09` of the civil hour that is `hour` hours after 1970-01-01T00 civil."""

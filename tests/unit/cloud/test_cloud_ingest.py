@@ -316,6 +316,30 @@ def test_alarms_events_findings_health_and_replies_find_their_place(world):
     assert kinds == {"outage", "events", "anomalies", "replies", "completeness"}
 
 
+def test_another_multiplier_than_the_masters_is_alarmed_once(world, envelope):
+    from ingest import app
+
+    def master(multiplier):
+        item = {
+            "pk": {"S": "M#GP1000001"},
+            "sk": {"S": "META"},
+            "doc": {"S": json.dumps({"multiplier": multiplier})},
+        }
+        world.dynamodb.put_item(TableName="table", Item=item)
+
+    master(40)
+    for n in (1, 2):
+        world.send((TOPIC, envelope | {"n": n}))
+    (alarm,) = world.alarms()
+    assert (alarm["code"], alarm["meter"]) == ("multiplier-mismatch", "GP1000001")
+    assert (alarm["detail"]["carried"], alarm["detail"]["master"]) == (1, 40)
+    master(1)
+    world.ingest._masters_until = 0.0
+    world.send((TOPIC, envelope | {"n": 3}))
+    assert world.alarms() == []
+    assert app.MASTERS_S <= 600
+
+
 def test_more_documents_than_a_batch_takes(world):
     storm = {
         "code": "last-gasp", "at": [1_764_000_000] * 60, "meters": [f"m{i}" for i in range(60)],
