@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from simulators.dlms.hdlc import Station
 from simulators.dlms.session import Refused, Session
@@ -36,11 +36,10 @@ class _Line(asyncio.Protocol):
         self._queue = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
         self._live.add(self)
         if self.meter.has("refuse") or self.meter.device.off_since is not None:
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 the protocol's signature
         self._transport = None

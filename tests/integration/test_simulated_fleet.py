@@ -480,6 +480,15 @@ async def test_the_command_obeys_and_follows_the_scaled_clock(tmp_path: Path) ->
         21_600,
     )
     assert Path(ready["meters_csv"]).exists()
+    with Path(ready["meters_csv"]).open(newline="") as file:
+        host, _, port = next(csv.DictReader(file))["address"].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(wrapped(PUBLIC_AARQ) + wrapped(SERIAL))
+    async with asyncio.timeout(5):
+        for end in (b"\x04\x00\x00\x07", b"70000001"):  # the initiate response, the serial number
+            head = await reader.readexactly(8)
+            assert (await reader.readexactly(int.from_bytes(head[6:], "big"))).endswith(end[-4:])
+    writer.close()
     first = (await command.order(do="status"))["captured"]["interval"]
     assert 30 * 4 * 24 <= first <= 30 * 11 * 26
 
