@@ -6,13 +6,13 @@ there is one line for each host:port or serial device, shared by all units behin
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edge_core.acquisition.drivers import Tracer
-    from edge_core.clock import Clock
     from edge_core.protocols.modbus.plan import Cost
 
 
@@ -64,8 +64,8 @@ class BackOff:
     FIRST_S = 0.2
     LONGEST_S = 30.0
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
+        self._time = asyncio.get_running_loop().time
         self._failures = 0
         self._not_before = 0.0
 
@@ -75,7 +75,7 @@ class BackOff:
         Raises:
             Silent: not yet.
         """
-        wait_s = self._not_before - self._clock.monotonic()
+        wait_s = self._not_before - self._time()
         if wait_s > 0:
             raise Silent(f"{name} could not be reached; the next attempt is in {wait_s:.1f} s")
 
@@ -83,7 +83,7 @@ class BackOff:
         """An attempt failed."""
         pause = min(self.LONGEST_S, self.FIRST_S * 2.0 ** min(self._failures, 10))
         self._failures += 1
-        self._not_before = self._clock.monotonic() + pause * random.uniform(0.8, 1.2)
+        self._not_before = self._time() + pause * random.uniform(0.8, 1.2)
 
     def succeeded(self) -> None:
         """An attempt succeeded."""

@@ -79,7 +79,7 @@ class RtuLine:
         opener: opens the port or connection.
         name: of the port or peer, for errors.
         timing: speed of the line (behind a serial server: of its serial side).
-        clock: stamps answers, measures silences.
+        clock: stamps answers.
         echo: the line returns what we send.
     """
 
@@ -100,7 +100,9 @@ class RtuLine:
         self._echo = echo
         self._lock = asyncio.Lock()
         self._stream: Stream | None = None
-        self._back_off = BackOff(clock)
+        self._back_off = BackOff()
+        # Silences and deadlines run on the loop's clock, as the waits do; civil time may be scaled.
+        self._time = asyncio.get_running_loop().time
         self._last_octet = 0.0
         # Until which monotonic second an answer of a unit may still come that nobody waits for any more.
         self._owed: dict[int, float] = {}
@@ -121,12 +123,12 @@ class RtuLine:
                 raise Silent(str(error)) from error
             finally:
                 if doubtful and ask.unit not in self._unanswered:
-                    self._owed[ask.unit] = self._clock.monotonic() + DOUBT_S
+                    self._owed[ask.unit] = self._time() + DOUBT_S
 
     async def _exchange(self, stream: Stream, ask: Ask, tracer: Tracer | None) -> Answered:
         hunt = rtu.Hunt(ask.unit, ask.function, ask.count)
         request = rtu.frame(ask.unit, pdu.read_request(ask.function, ask.address, ask.count))
-        sent_at, began = self._clock.now(), self._clock.monotonic()
+        sent_at, began = self._clock.now(), self._time()
         wait_s = self._timing.wait_s(len(request), hunt.size, ask.first)
         self._owed[ask.unit] = began + max(LATE_S, wait_s)
         self._unanswered.add(ask.unit)
@@ -151,12 +153,12 @@ class RtuLine:
     ) -> tuple[bytes | None, bytes]:
         """The PDU of the answer, or None at the deadline, and all octets that came but an announced echo."""
         octets = b""
-        while (left := until - self._clock.monotonic()) > 0:
+        while (left := until - self._time()) > 0:
             try:
                 octets += await stream.read(left)
             except TimeoutError:
                 break
-            self._last_octet = self._clock.monotonic()
+            self._last_octet = self._time()
             if self._echo and octets.startswith(request):
                 octets = octets[len(request) :]
             answer = hunt.find(octets)
@@ -168,22 +170,22 @@ class RtuLine:
     async def _fall_silent(self, stream: Stream, ask: Ask) -> None:
         """Wait until the line is free for a request to this unit; what comes meanwhile is thrown away."""
         silence_s = max(self._timing.silence_s, ask.gap_s)
-        began = self._clock.monotonic()
+        began = self._time()
         until = began
         if ask.unit in self._owed:
             until = self._owed.pop(ask.unit)
             silence_s = max(silence_s, QUIET_S)
         while True:
-            now = self._clock.monotonic()
+            now = self._time()
             free = max(until, self._last_octet + silence_s)
             # Look at least once: what lies in the buffer came after the last answer.
             try:
                 await stream.read(max(0.0, free - now))
             except TimeoutError:
-                if self._clock.monotonic() >= free:
+                if self._time() >= free:
                     return
                 continue
-            self._last_octet = self._clock.monotonic()
+            self._last_octet = self._time()
             if self._last_octet > max(began, until) + BABBLE_S:
                 raise TimeoutError(f"{self._name} never falls silent: somebody else is talking")
 
@@ -198,7 +200,7 @@ class RtuLine:
                 self._back_off.failed()
                 raise Silent(f"{self._name}: {error}") from error
             self._back_off.succeeded()
-            self._last_octet = self._clock.monotonic()
+            self._last_octet = self._time()
         return self._stream
 
     async def close(self) -> None:

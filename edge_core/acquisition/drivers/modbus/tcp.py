@@ -44,7 +44,7 @@ class TcpLine:
     Args:
         host: name or address.
         port: TCP port.
-        clock: stamps answers, measures back-off.
+        clock: stamps answers.
         timeout_s: longest wait for an answer; 0 = ANSWER_S.
     """
 
@@ -63,7 +63,7 @@ class TcpLine:
         self._tracer: Tracer | None = None
         self._rubbish = ""
         self._lost = False
-        self._back_off = BackOff(clock)
+        self._back_off = BackOff()
 
     async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
         """See ModbusLine.read."""
