@@ -130,14 +130,21 @@ class RangeSelector(msgspec.Struct, frozen=True):
 
     def to_bytes(self) -> bytes:
         """Selector 1 and its parameters."""
-        return bytes((BY_RANGE,)) + axdr.encode(
-            axdr.structure(
-                self.restricting.to_data(),
-                self.start,
-                self.end,
-                axdr.array(column.to_data() for column in self.columns),
+        return b"".join(
+            (
+                bytes((BY_RANGE, DataType.STRUCTURE, 4)),
+                _encoded(self.restricting),
+                axdr.encode(self.start),
+                axdr.encode(self.end),
+                axdr.encode(axdr.array(column.to_data() for column in self.columns)),
             )
         )
+
+
+@lru_cache(maxsize=64)
+def _encoded(restricting: CaptureObject) -> bytes:
+    """The clock of a model is asked for in every read."""
+    return axdr.encode(restricting.to_data())
 
 
 class EntrySelector(msgspec.Struct, frozen=True):

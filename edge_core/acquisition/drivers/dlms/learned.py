@@ -137,7 +137,8 @@ def clock_rules(model: DlmsModel, timezone: str) -> ClockRules:
     )
 
 
-_plans: OrderedDict[Any, Plan] = OrderedDict()
+_plans: OrderedDict[tuple[Any, ...], tuple[Profile, Plan]] = OrderedDict()
+"""Plans by what they were made from; the profile's identity stands for its fields, so it is kept alive beside."""
 
 
 def plan_of(learned: Learned, profile: Profile, rules: ClockRules) -> Plan:
@@ -147,9 +148,9 @@ def plan_of(learned: Learned, profile: Profile, rules: ClockRules) -> Plan:
         MalformedApdu: no column times the rows.
     """
     period = profile.period_s if learned.period <= 0 else learned.period
-    key = (profile, learned.objects, learned.scalers, period, learned.sort, rules)
-    plan = _plans.get(key_text := repr(key))
-    if plan is None:
+    key = (id(profile), learned.objects, learned.scalers, period, learned.sort, rules)
+    found = _plans.get(key)
+    if found is None:
         plan = Plan(
             profile.obis,
             learned.objects,
@@ -169,9 +170,9 @@ def plan_of(learned: Learned, profile: Profile, rules: ClockRules) -> Plan:
             epochs=frozenset((obis, 2) for obis in profile.epochs),
             null_is_same=profile.null_data == "same",
         )
-        _plans[key_text] = plan
+        found = _plans[key] = profile, plan
         if len(_plans) > _KEPT_PLANS:
             _plans.popitem(last=False)
     else:
-        _plans.move_to_end(key_text)
-    return plan
+        _plans.move_to_end(key)
+    return found[1]

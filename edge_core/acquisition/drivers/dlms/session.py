@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import weakref
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_core.acquisition.drivers.dlms.channel import HdlcChannel, WrapperChannel
@@ -117,6 +118,7 @@ class Session:
         self._keys, self._counters, self._tracer = keys, counters, tracer
         self._channel: WrapperChannel | HdlcChannel | None = None
         self._reserved = 0
+        self._marked: tuple[str, bytes, str] | None = None
         self._opening: Association | None = None
         self.association: Association | None = None
         self.address = parse_address(
@@ -212,7 +214,7 @@ class Session:
         if self.level or self.mechanism is Mechanism.HLS5_GMAC:
             guek = self._need_key(keys.guek, "guek")
             with self.step("keys"):
-                context = SecurityContext(model.suite, guek, keys.gak)
+                context = _context(model.suite, guek, keys.gak)
         secret = None
         if self.mechanism is Mechanism.LLS:
             secret = self._need_key(keys.password, "password")
@@ -355,7 +357,10 @@ class Session:
         """What a synchronised counter belongs to; None where no counter is used."""
         if not self.level and self.mechanism is not Mechanism.HLS5_GMAC:
             return None
-        return self.meter.id, self.title, self._need_key(self._keys.guek, "guek").fingerprint()
+        if self._marked is None:
+            guek = self._need_key(self._keys.guek, "guek")
+            self._marked = self.meter.id, self.title, guek.fingerprint()
+        return self._marked
 
     def _marks(self) -> set[tuple[str, bytes, str]]:
         assert self._counters is not None
@@ -526,6 +531,12 @@ class Session:
         if isinstance(cause, LocalProtocolError):
             return MeterRefused(meter, place, during, f"cannot be asked: {text}")
         return MalformedReply(meter, place, during, text)
+
+
+@lru_cache(maxsize=8192)
+def _context(suite: int, guek: Secret, gak: Secret | None) -> SecurityContext:
+    """The cipher of a meter's keys, set up once per process; the keys themselves stay in memory with the key ring."""
+    return SecurityContext(suite, guek, gak)
 
 
 def _counter_may_explain(error: MeterError) -> bool:
