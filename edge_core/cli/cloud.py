@@ -66,6 +66,64 @@ def local(folder: Path | None, dcu: str, prefix: str, *, as_json: bool) -> int:
     return 0
 
 
+@cloud.command()
+@click.option(
+    "--lake",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the bucket.",
+)
+@click.argument("sql")
+@json_option
+def query(lake: Path, sql: str, *, as_json: bool) -> None:
+    """Ask a lake with DuckDB's SQL.
+
+    The views are `readings` (of readings that differ, the one read later) and `arrived` (everything that was sent).
+    """
+    from simulators.cloud.work import ask
+
+    names, rows = ask(lake, sql)
+    if as_json:
+        click.echo(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=str))
+        return
+    table = [names, *[["" if cell is None else str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        click.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+@cloud.command()
+@click.option(
+    "--day", required=True, metavar="YYYY-MM-DD", help="UTC day on which the messages were sent."
+)
+@click.option("--stack", default="opendcu", show_default=True, help="The CloudFormation stack.")
+@click.option(
+    "--endpoint", help="Of a local cloud; without it AWS, with the credentials of the environment."
+)
+@json_option
+def rebuild(day: str, stack: str, endpoint: str | None, *, as_json: bool) -> None:
+    """Make one day of the table again from the lake. What is there already does not change."""
+    from datetime import date
+
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        raise click.BadParameter(f"{day!r} is no date", param_hint="--day") from None
+    from simulators.cloud.local import session
+    from simulators.cloud.work import rebuild as again
+
+    counts = again(session(local=endpoint is not None), stack, day, endpoint)
+    if as_json:
+        click.echo(json.dumps({"day": day, "messages": counts}))
+    else:
+        click.echo(
+            f"{day}: "
+            + (", ".join(f"{n} {kind}" for kind, n in counts.items()) or "nothing is stored")
+        )
+
+
 def document(running: LocalCloud) -> dict[str, object]:
     """Where everything is, for a program."""
     assert running.uplink is not None
@@ -82,15 +140,15 @@ def document(running: LocalCloud) -> dict[str, object]:
         "api": running.api,
         "lake": str(running.bucket),
         "log": str(running.ministack.log),
-        "query": query(running),
+        "query": question(running),
         "outputs": running.outputs,
     }
 
 
-def query(running: LocalCloud) -> str:
-    """A DuckDB statement over the raw envelopes of interval reads."""
-    files = f"{running.bucket}/interval/day=*/dcu=*/*[0-9].json"
-    return f"SELECT dcu, epoch, n, to_timestamp(sent) AS sent, enc FROM read_json('{files}') ORDER BY epoch, n"  # noqa: S608 text for a person to run
+def question(running: LocalCloud) -> str:
+    """A command that asks the lake with DuckDB."""
+    sql = "SELECT meter, obis, unit, count(*) AS rows, max(captured_at) AS last FROM readings GROUP BY ALL ORDER BY ALL"
+    return f'opendcu cloud query --lake {running.bucket} "{sql}"'
 
 
 def text(running: LocalCloud) -> str:
@@ -100,7 +158,8 @@ def text(running: LocalCloud) -> str:
 
   AWS endpoint  {running.ministack.endpoint}   (AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test)
   MQTT          {running.uplink.url}   (mutual TLS)
-  REST API      {running.api}   e.g. /meters/GP1000001/latest
+  REST API      {running.api}   signed as on AWS:
+                curl --aws-sigv4 aws:amz:us-east-1:execute-api --user test:test {running.api}/meters/METER/latest
   lake          {running.bucket}
   log           {running.ministack.log}
 
@@ -109,5 +168,5 @@ Into gateway.toml of {running.dcu}:
 {running.uplink.toml()}
 What is in the lake, with DuckDB:
 
-  {query(running)}
+  {question(running)}
 """

@@ -6,17 +6,17 @@ that a person does once: deploy the stack, make a thing with a certificate, look
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
+import re
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from simulators.cloud import lake
-from simulators.cloud.assets import CloudError, cloud_folder, functions_zip, template_text
+from simulators.cloud.assets import CloudError, functions_zip, template_text
 from simulators.cloud.ministack import REGION, MiniStack
+from simulators.cloud.work import function_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STACK = "opendcu"
 ARTEFACTS = "opendcu-artefacts"
 DEPLOY_S = 30.0
+_UPLOADED = re.compile(r"\b(CodeUri|ContentUri): \S+")  # what `sam package` does
 ALARM_QUEUES = ("Outage", "Voltage", "Tamper", "Maintenance")
 
 
@@ -73,13 +74,7 @@ class LocalCloud:
         Raises:
             CloudError: MiniStack is not installed or does not start, or the stack is not created.
         """
-        try:
-            import boto3
-        except ImportError:
-            raise CloudError("the local cloud needs boto3: pip install 'opendcu[cloud]'") from None
-        self._session = boto3.session.Session(
-            aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION
-        )
+        self._session = session(local=True)
         self.ministack.start()
         try:
             self._deploy()
@@ -140,9 +135,7 @@ class LocalCloud:
         s3.put_object(Bucket=ARTEFACTS, Key="functions.zip", Body=functions_zip())
         cloudformation.create_stack(
             StackName=STACK,
-            TemplateBody=template_text().replace(
-                "CodeUri: functions/", f"CodeUri: s3://{ARTEFACTS}/functions.zip"
-            ),
+            TemplateBody=_UPLOADED.sub(rf"\1: s3://{ARTEFACTS}/functions.zip", template_text()),
             Parameters=[
                 {"ParameterKey": "Local", "ParameterValue": "true"},
                 {"ParameterKey": "TopicPrefix", "ParameterValue": self.prefix},
@@ -209,10 +202,7 @@ class LocalCloud:
 
     def projected_readings(self, kind: str = "interval") -> dict[lake.Identity, lake.Value]:
         """What the table says, read as the API reads it."""
-        path = str(cloud_folder() / "functions")
-        if path not in sys.path:
-            sys.path.append(path)
-        rows = importlib.import_module("opendcu_cloud.rows")
+        rows = function_module("opendcu_cloud.rows")
         out: dict[lake.Identity, lake.Value] = {}
         pages = (
             self.client("dynamodb")
@@ -256,6 +246,23 @@ class LocalCloud:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def session(*, local: bool) -> Any:
+    """A boto3 session: for a local cloud, or with what the environment has for AWS.
+
+    Raises:
+        CloudError: boto3 is not installed.
+    """
+    try:
+        import boto3
+    except ImportError:
+        raise CloudError("the cloud needs boto3: pip install 'opendcu[cloud]'") from None
+    if not local:
+        return boto3.session.Session()
+    return boto3.session.Session(
+        aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION
+    )
 
 
 def alarms_of(envelope: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -467,7 +468,114 @@ def test_everything_listens_on_loopback_only(cloud):
     ]
 
 
+def test_parquet_and_billing_files_are_made_from_the_lake(cloud, gateway, epoch):
+    import hashlib
+
+    import duckdb
+
+    at = NOW // 900 * 900
+    assert call(cloud, "PUT", "/meters/CURATED", {"multiplier": 40})[0] == 200
+    message = reads(epoch, 1, "CURATED", [5, None, 7], t0=at - 1800, read_at=at)
+    message["blocks"][0]["multiplier"] = 40
+    gateway.publish("reads/interval", message)
+    message = reads(epoch, 2, "CURATED", [55], t0=at - 1800, read_at=at + 60)
+    message["blocks"][0]["multiplier"] = 39
+    gateway.publish("reads/interval", message)
+    daily = reads(epoch, 3, "CURATED", [], kind="midnight")
+    daily["layouts"][0] |= {"profile": "1.0.99.2.0.255", "period": 86_400}
+    del daily["blocks"][0]["t0"]
+    daily["blocks"][0] |= {"t": [at], "rows": 1, "values": [[123_456]], "multiplier": 40}
+    gateway.publish("reads/midnight", daily)
+    until(lambda: gateway.acked(epoch) == {1, 2, 3})
+    day = datetime.fromtimestamp(NOW, UTC).date().isoformat()
+    reply = cloud.client("lambda").invoke(
+        FunctionName=cloud.outputs["CurateName"], Payload=json.dumps({"days": [day]}).encode()
+    )
+    counts = json.loads(reply["Payload"].read())
+    assert "FunctionError" not in reply, counts
+    parquet = cloud.bucket / f"curated/kind=interval/day={day}/readings.parquet"
+    with duckdb.connect() as db:
+        names = [
+            row[0]
+            for row in db.execute(
+                f"DESCRIBE SELECT * FROM read_parquet('{parquet}', hive_partitioning=false)"
+            ).fetchall()
+        ]
+        assert db.execute(f"SELECT count(*) FROM '{parquet}'").fetchall() == [
+            (counts[day]["interval"],)
+        ]
+        rows = db.execute(
+            f"SELECT captured_at, value, scaled FROM '{parquet}' WHERE meter = 'CURATED' ORDER BY 1"
+        ).fetchall()
+    table = cloud.client("glue").get_table(DatabaseName="opendcu", Name="readings")["Table"]
+    assert names == [column["Name"] for column in table["StorageDescriptor"]["Columns"]]
+    # read later, under another multiplier than the master's: current, and nobody multiplies
+    assert rows == [(at - 1800, 55, None), (at, 7, 280.0)]
+
+    (file,) = cloud.bucket.glob(f"billing/BD_{day}_1_1.csv")
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("meter,device,captured_at")
+    assert lines[-1] == f"#,{len(lines) - 2}"
+    (mine,) = [line for line in lines if line.startswith("CURATED,")]
+    assert mine.split(",")[5:8] == ["0", "123456", "4938240.0"]
+    digest = file.with_name(file.name + ".sha256").read_text().split()[0]
+    assert digest == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_lost_table_is_rebuilt_from_the_lake(cloud, gateway, epoch):
+    gateway.publish("reads/interval", reads(epoch, 1, "REBUILT", [1, 2, 3]))
+    gateway.publish("reads/interval", reads(epoch, 2, "REBUILT", [1, 9, 3], read_at=1_764_010_000))
+    until(lambda: gateway.acked(epoch) == {1, 2})
+    settled(cloud)
+    dynamodb, table = cloud.client("dynamodb"), cloud.outputs["TableName"]
+    mine = {":p": {"S": "M#REBUILT"}}
+    keys = [
+        {"pk": item["pk"], "sk": item["sk"]}
+        for item in dynamodb.query(
+            TableName=table, KeyConditionExpression="pk=:p", ExpressionAttributeValues=mine
+        )["Items"]
+    ]
+    assert keys
+    for key in keys:
+        dynamodb.delete_item(TableName=table, Key=key)
+    assert cloud.check_dynamodb()["missing"] >= 3
+    day = datetime.fromtimestamp(NOW, UTC).date().isoformat()
+    run = subprocess.run(
+        [*COMMAND, "rebuild", "--day", day, "--endpoint", cloud.ministack.endpoint, "--json"],
+        capture_output=True,
+        check=True,
+        env=environment(),
+    )
+    assert json.loads(run.stdout)["messages"]["interval"] >= 2
+    assert cloud.check_dynamodb() == {"missing": 0, "foreign": 0, "different": 0}
+
+
+def test_the_lake_answers_questions(cloud, gateway, epoch):
+    gateway.publish("reads/interval", reads(epoch, 1, "QUERY", [1, 2, 3]))
+    gateway.publish("reads/interval", reads(epoch, 2, "QUERY", [4], read_at=1_764_010_000))
+    until(lambda: gateway.acked(epoch) == {1, 2})
+    sql = "SELECT count(*) AS n, sum(value)::INT AS total FROM {} WHERE meter = 'QUERY'"
+    for view, n, total in (("readings", 3, 9), ("arrived", 4, 10)):
+        run = subprocess.run(
+            [*COMMAND, "query", "--lake", cloud.bucket, sql.format(view), "--json"],
+            capture_output=True,
+            check=True,
+            env=environment(),
+        )
+        assert json.loads(run.stdout) == [{"n": n, "total": total}]
+    wrong = subprocess.run(
+        [*COMMAND, "query", "--lake", cloud.bucket, "SELECT nothing"],
+        capture_output=True,
+        check=False,
+        env=environment(),
+    )
+    assert wrong.returncode == 1
+    assert b"nothing" in wrong.stderr
+
+
 # --- the command
+
+COMMAND = (sys.executable, "-m", "edge_core.cli.main", "cloud")
 
 
 def environment():
@@ -534,7 +642,7 @@ def test_nothing_survives_a_killed_command(tmp_path):
 
 def test_the_template_is_printed_as_it_is():
     printed = subprocess.run(
-        [sys.executable, "-m", "edge_core.cli.main", "cloud", "template"],
+        [*COMMAND, "template"],
         capture_output=True,
         check=True,
     ).stdout

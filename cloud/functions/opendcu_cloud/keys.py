@@ -9,6 +9,11 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import msgspec
+
+from opendcu_cloud.envelope import ALARM_CLASSES, READS
 
 if TYPE_CHECKING:
     from opendcu_cloud.envelope import Message
@@ -21,6 +26,25 @@ def object_key(message: Message) -> str:
     kind = message.sub if message.group in ("reads", "alarms") else message.group
     day = datetime.fromtimestamp(message.sent, UTC).date().isoformat()
     return f"{kind}/day={day}/dcu={_safe(message.dcu)}/{message.epoch}-{message.n}.json"
+
+
+def topic_of(key: str, payload: bytes, prefix: str = "dcu") -> str:
+    """The topic that a stored message came by, for reading it again.
+
+    Raises:
+        ValueError: no key of a stored message.
+    """
+    parts = key.split("/")
+    if len(parts) != 4 or not parts[2].startswith("dcu="):
+        raise ValueError(f"{key!r} is no key of a stored message")
+    kind, dcu = parts[0], unquote(parts[2].removeprefix("dcu="))
+    if kind in READS:
+        return f"{prefix}/{dcu}/reads/{kind}"
+    if kind in ALARM_CLASSES:
+        return f"{prefix}/{dcu}/alarms/{kind}"
+    if kind == "replies":
+        return f"{prefix}/{dcu}/replies/{msgspec.json.decode(payload)['id']}"
+    return f"{prefix}/{dcu}/{kind}"
 
 
 def beside_key(key: str, payload: bytes) -> str:
