@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from edge_core.acquisition.drivers.modbus.remarks import remark
 from edge_core.errors import ProtocolError
 from edge_core.protocols.dlms import acse, apdu, ciphering
 from edge_core.protocols.dlms.services import ActionRequest, ActionResponse, GetRequest
@@ -38,6 +39,10 @@ class Trace:
 
     def __call__(self, direction: str, octets: bytes) -> None:
         arrow = _ARROW.get(direction, direction)
+        if self._framing.startswith("modbus"):
+            words = remark(self._framing, direction, octets)
+            self._tell(f"{arrow} {words}" + ("" if direction == "plan" else f"  {_shown(octets)}"))
+            return
         if self._framing not in ("wrapper", "hdlc"):
             self._tell(f"{arrow} {len(octets)} octets  {_shown(octets)}")
             return

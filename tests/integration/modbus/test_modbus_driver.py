@@ -84,6 +84,20 @@ async def test_a_sample_just_before_the_boundary_belongs_to_it(tcp_bench):
     assert list(block.times) == [1_764_000_000]  # the caller may name the boundary
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ProfileRequest("interval", until=1_764_000_000 - 1),
+        ProfileRequest("interval", since=1_764_000_001),
+        ProfileRequest("midnight", until=1_763_800_000),
+    ],
+)
+async def test_what_is_past_cannot_be_sampled(tcp_bench, request_):
+    """A sample of now must never be stamped with another day: the meter remembers nothing."""
+    clock = ManualClock(civil=1_764_000_030)
+    assert await tcp_bench.driver(clock=clock).read_profile(request_) == []
+
+
 async def test_a_midnight_is_stamped_with_the_civil_midnight(tcp_bench):
     clock = ManualClock(civil=1_764_009_000 + 20)  # 2025-11-25 00:00:20 in Kolkata
     driver = tcp_bench.driver(clock=clock, zone="Asia/Kolkata")

@@ -127,9 +127,12 @@ class Driver:
         return moment.replace(tzinfo=self._zone).timestamp() - ours
 
     async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
-        """The sample of now, as one row; `request.until` names the boundary if it is not the last one."""
+        """The sample of now, as one row; empty when rows of another time are asked for: there are none."""
         kind = request.kind
         items = self._profile_items(kind)
+        time, period = self._boundary(kind, self._clock.now(), request.until)
+        if not self._clock.now() - time < max(period, 1) or time < (request.since or 0):
+            return []
         device = await self.identify()
         with self._named():
             bulk = await self._read(self._points.spans(items))
@@ -141,7 +144,6 @@ class Driver:
         if kind == "interval":
             self._refuse_coarse(readings)
         at = (bulk.sent_at + bulk.heard_at) / 2
-        time, period = self._boundary(kind, at, request.until)
         q: dict[str, Any] = {
             "at": round(at * 1000),
             "bound": [round((bulk.sent_at - REFRESH_S) * 1000), round(bulk.heard_at * 1000)],
@@ -242,12 +244,14 @@ class Driver:
             )
 
     def _boundary(self, kind: str, at: float, until: int | None) -> tuple[int, int]:
-        """The nominal time of a row sampled at `at`, and the period."""
-        if kind == "midnight":
-            return midnight_at_or_before(at if until is None else until, self._zone), DAY_S
+        """The nominal time of a row sampled at `at`, and the period; `until` may name an earlier boundary."""
         if kind == "instantaneous":
             return int(at), 0
-        moment = at + EARLY * INTERVAL_S if until is None else until
+        if kind == "midnight":
+            return midnight_at_or_before(at if until is None else min(at, until), self._zone), DAY_S
+        moment = at + EARLY * INTERVAL_S
+        if until is not None:
+            moment = min(moment, until)
         return int(moment // INTERVAL_S) * INTERVAL_S, INTERVAL_S
 
     # --- the session
