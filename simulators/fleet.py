@@ -8,6 +8,7 @@ objects with a key `do`, answered by JSON objects (`{"error": ...}` when an orde
   {"do": "swap", "meter": ID}                              another device behind the same address; Modbus: counters at 0
   {"do": "event", "meter": ID, "log": 4, "code": 201}      a row in an event log
   {"do": "gasp", "meter": ID, "to": URL, "how": "genuine"} a last gasp; `restore`: a first breath, alike
+  {"do": "alarm", "meter": ID, "to": URL, "descriptor": 16} an alarm descriptor of an IDIS meter
   {"do": "storm", "meters": [ID] or N, "to": URL, "within": 1.0}  last gasps of many, spread over so many seconds
   {"do": "outage", "meters": [ID], "to": URL, "for": 5.0}  last gasp, no power and no rows, then a first breath;
       both answer {"gasps": [reports]}, or write them into "file": PATH; reports as in simulators.dlms.push
@@ -37,7 +38,7 @@ from simulators.dlms.device import Device
 from simulators.dlms.layouts import LAYOUTS
 from simulators.dlms.lines import Lines
 from simulators.dlms.meter import QUIRKS, SECURITIES, Keys, Meter
-from simulators.dlms.push import FIRST_BREATH, LAST_GASP, push
+from simulators.dlms.push import FIRST_BREATH, LAST_GASP, push, push_alarm
 from simulators.dlms.record import Record
 from simulators.modbus.points import load_map
 from simulators.modbus.server import ModbusLine
@@ -203,6 +204,9 @@ class Fleet:
                 done |= self._push(
                     self.meter(order["meter"]), order["to"], order.get("how", "genuine"), bit
                 )
+            case "alarm":
+                meter = self.meter(order["meter"])
+                done |= push_alarm(meter, order["to"], int(order["descriptor"]), self.real)
             case "storm":
                 done |= _reports(await self._storm(order), order)
             case "outage":

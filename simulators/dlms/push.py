@@ -2,7 +2,8 @@
 
 Shape: general-glo-ciphering around a DataNotification of structure(device id, push setup 0.4.25.9.0.255, clock, event
 status word of 128 bits); the bits, not the event ids: 85 = last gasp, 86 = first breath. Sent from the meter's own
-address by UDP, one datagram each, or by TCP.
+address by UDP, one datagram each, or by TCP. IDIS meters push their alarm descriptor instead: structure(push setup,
+logical device name, 0.0.97.98.20.255), with the date-time in the notification's header.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from simulators.dlms.layouts import POWER_BACK, POWER_FAILED
 from simulators.dlms.lines import wrap
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_core.clock import Clock
     from simulators.dlms.meter import Meter
 
@@ -41,11 +44,50 @@ def notification(meter: Meter, at: int, bit: int, counter: int) -> bytes:
     )
 
 
-def _sealed(meter: Meter, at: int, bit: int, key: bytes) -> bytes:
-    counter = meter.counters().next_own()
-    title = meter.device.title
-    body = codec.seal(key, meter.keys.gak, title, counter, notification(meter, at, bit, counter))
+def alarm_notification(meter: Meter, at: int, descriptor: int, counter: int) -> bytes:
+    """The plain DataNotification of an IDIS alarm descriptor."""
+    device = meter.device
+    name = str(meter.layout.nameplate["0.0.42.0.0.255"]).format(serial=device.serial)
+    stamp = codec.date_time(at, device.zone, east=meter.layout.east)
+    return (
+        b"\x0f"
+        + (0x40000000 | counter & 0xFFFFFF).to_bytes(4, "big")
+        + codec.length(len(stamp))  # length-prefixed, without a tag
+        + stamp
+        + codec.structure(
+            codec.octet_string(codec.logical_name(PUSH_SETUP)),
+            codec.octet_string(name.encode()),
+            codec.u32(descriptor),
+        )
+    )
+
+
+def _sealed(meter: Meter, key: bytes, plain: Callable[[int], bytes]) -> bytes:
+    """A WPDU with a notification under the meter's next counter, which `plain` may use."""
+    counter, title = meter.counters().next_own(), meter.device.title
+    body = codec.seal(key, meter.keys.gak, title, counter, plain(counter))
     return wrap(1, PUSH_CLIENT, b"\xdb\x08" + title + codec.length(len(body)) + body)
+
+
+def push_alarm(meter: Meter, to: str, descriptor: int, real: Clock) -> dict[str, Any]:
+    """Send an IDIS alarm descriptor.
+
+    Returns:
+        {"meter", "descriptor", "at", "sent"}.
+
+    Raises:
+        ValueError: not an IDIS meter, a descriptor that is no 32-bit number, or no such destination.
+    """
+    if meter.layout.east:
+        raise ValueError(f"meter {meter.id}: an {meter.model} meter has no alarm descriptor")
+    if not 0 < descriptor < 1 << 32:
+        raise ValueError(f"{descriptor} is no alarm descriptor of 32 bits")
+    scheme, host, port = _destination(to)
+    at = int(meter.clock.now()) + meter.device.offset
+    frame = _sealed(meter, meter.keys.guek, lambda n: alarm_notification(meter, at, descriptor, n))
+    sent = real.now()
+    _send(meter, scheme, (host, port), [frame])
+    return {"meter": meter.id, "descriptor": descriptor, "at": at, "sent": sent}
 
 
 def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, Any]:
@@ -70,23 +112,27 @@ def push(meter: Meter, to: str, how: str, bit: int, real: Clock) -> dict[str, An
         meter.capture()
     at = int(meter.clock.now()) + meter.device.offset
     genuine = how in ("genuine", "retry", "duplicate")
+
+    def sealed(key: bytes) -> bytes:
+        return _sealed(meter, key, lambda n: notification(meter, at, bit, n))
+
     if how == "replay":
         if not meter.sent_gasps:
             raise ValueError(f"meter {meter.id} has sent nothing yet that could be replayed")
         frames = meter.sent_gasps[-1:]
     elif how == "forged-tag":
-        frame = _sealed(meter, at, bit, meter.keys.guek)
+        frame = sealed(meter.keys.guek)
         frames = [frame[:-1] + bytes([frame[-1] ^ 1])]
     elif how == "forged-key":
-        frames = [_sealed(meter, at, bit, bytes(16))]
+        frames = [sealed(bytes(16))]
     elif how == "plain":
         frames = [wrap(1, PUSH_CLIENT, notification(meter, at, bit, 1))]
     else:
-        frames = [_sealed(meter, at, bit, meter.keys.guek)]
+        frames = [sealed(meter.keys.guek)]
         if how == "duplicate":
             frames *= 3
         elif how == "retry":
-            frames.append(_sealed(meter, at, bit, meter.keys.guek))
+            frames.append(sealed(meter.keys.guek))
         meter.sent_gasps = (meter.sent_gasps + frames)[-8:]
         log, code = (POWER_FAILED if bit == LAST_GASP else POWER_BACK)[meter.model]
         meter.device.note_event(log, code, at - meter.device.offset)

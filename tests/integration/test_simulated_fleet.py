@@ -253,6 +253,27 @@ async def test_last_gasps_genuine_and_forged(fleet: Fleet, listener: tuple[Liste
     assert len(fleet.gasps) == 3
 
 
+async def test_idis_alarm_descriptor(fleet: Fleet, listener: tuple[Listener, str]) -> None:
+    heard, to = listener
+    meter = fleet.dlms[4]
+    report = await fleet.obey({"do": "alarm", "meter": meter.id, "to": to, "descriptor": 16})
+    await eventually(lambda: heard.heard)
+    apdu = heard.heard[0][0][8:]
+    size, at = codec.read_length(apdu, 10)
+    plain = codec.unseal(meter.keys.guek, meter.keys.gak, apdu[2:10], codec.take(apdu, at, size)[0])
+    assert plain[5] == 12
+    assert codec.read_clock(plain[6:18], meter.device.zone, east=False, default=0) == report["at"]
+    assert codec.parse(plain, 18) == (
+        [codec.logical_name("0.4.25.9.0.255"), b"ODI170000005", 16],
+        len(plain),
+    )
+    for order, why in (
+        ({"meter": fleet.dlms[0].id, "descriptor": 16}, "no alarm descriptor"),
+        ({"meter": meter.id, "descriptor": 0}, "32 bits"),
+    ):
+        assert why in (await fleet.obey({"do": "alarm", "to": to, **order}))["error"]
+
+
 async def test_first_breath_by_tcp(fleet: Fleet) -> None:
     meter, got = fleet.dlms[1], []
 
