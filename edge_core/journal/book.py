@@ -215,10 +215,11 @@ class Book:
         """Take in a block within this transaction."""
         key = (device, block.layout.profile)
         entry = self.stage(connection, key, block.kind)
-        before = entry.watermark
+        before, steps = entry.watermark, entry.steps
         out = entry.absorb(block, watermark)
         kept = block.rows if out.rows is None else len(out.rows)
-        if out.stepped or (not kept and entry.watermark != before):
+        untold = out.stepped if kept else entry.watermark != before or entry.steps is not steps
+        if untold:
             self._at_once.add(self._staged[key][0])  # no segment will tell of it
         return out
 

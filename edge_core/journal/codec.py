@@ -338,7 +338,7 @@ def _steps(values: Ints) -> Ints:
 
 def _weight(values: Ints) -> int:
     """About how many bits the values need."""
-    return int(np.log2(np.abs(values).astype(np.float64) + 1).sum())
+    return int(np.log2(np.abs(values.astype(np.float64)) + 1).sum())
 
 
 def _pack(values: Ints) -> bytes:
