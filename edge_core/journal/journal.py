@@ -115,7 +115,6 @@ class Journal:
         self._reader = threading.local()
         self._alarm_callbacks: list[Callable[[Alarm], None]] = []
         self._commit_callbacks: list[Callable[[], None]] = []
-        self._unreadable = 0
         self._opened_at = clock.now()
         self._closed = False
         self._group = GroupCommit(f"journal {path.name}", clock, self._commit)
@@ -337,7 +336,7 @@ class Journal:
     def segments(
         self, after: int, *, lane: Lane | None = None, limit: int = 100, everything: bool = False
     ) -> list[Segment]:
-        """Segments with an id above `after`, ascending: those that wait for an ack.
+        """Segments with an id above `after`, ascending: those that wait for an ack and that we can read.
 
         Args:
             everything: also released ones that are still kept.
@@ -360,7 +359,11 @@ class Journal:
                     s
                     for s in page
                     if everything
-                    or (s.id not in self._released and ("segment", str(s.id)) not in self._hidden)
+                    or not (
+                        s.id in self._released
+                        or s.id in self._unreadable
+                        or ("segment", str(s.id)) in self._hidden
+                    )
                 ]
         return out[:limit]
 
@@ -465,7 +468,7 @@ class Journal:
             commits=writing.commits,
             readings=writing.readings,
             conflicts=writing.conflicts,
-            unreadable=self._unreadable,
+            unreadable=len(self._unreadable),
             damaged=writing.damaged or self.was_damaged,
         )
 
@@ -527,6 +530,7 @@ class Journal:
     def _replay(self, head: int) -> None:
         """Absorb the segments that the ledger on disk does not count yet."""
         after = self._book.upto
+        self._unreadable: set[int] = set()
         while after < head:
             page = self._page(after, None, 64, head, self._db)
             if not page:
@@ -622,14 +626,15 @@ class Journal:
             if generation.last <= after:
                 continue
             rows += db.execute(
-                "SELECT id, lane, kind, blocks, readings, length(body) FROM "
+                "SELECT id, lane, kind, blocks, readings, length(body), codec FROM "
                 f"seg{generation.slot} WHERE id > ? AND id <= ? {where} ORDER BY id LIMIT ?",
                 (after, head, *args, limit),
             ).fetchall()
         rows.sort()
+        self._unreadable.update(row[0] for row in rows if row[-1] > codec.VERSION)
         return [
-            Segment(number, "backlog" if of else "live", kind, blocks, readings, size)
-            for number, of, kind, blocks, readings, size in rows[:limit]
+            Segment(number, LANES[of], kind, blocks, readings, size)
+            for number, of, kind, blocks, readings, size, _ in rows[:limit]
         ]
 
     def _mean_bytes(self, db: sqlite3.Connection) -> float:

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 _SEGMENT_TABLE = (
     "CREATE TABLE seg{}(id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, kind TEXT NOT NULL, "
-    "blocks INTEGER NOT NULL, readings INTEGER NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL);"
+    "blocks INTEGER NOT NULL, readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, "
+    "body BLOB NOT NULL);"
 )
 
 
@@ -144,7 +145,7 @@ def _take_segments(
     lost = 0
     for class_, slots in SLOTS.items():
         for slot in slots:
-            columns = "id, lane, kind, blocks, readings, at, body"
+            columns = "id, lane, kind, blocks, readings, at, codec, body"
             for row in store.readable_rows(old, f"seg{slot}", columns, "id"):
                 if row[0] in released or row[0] in taken:
                     continue
@@ -155,7 +156,7 @@ def _take_segments(
                     continue
                 except JournalError:  # a newer codec: it stays pending
                     pass
-                fresh.execute(f"INSERT INTO seg{slots[0]} VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                fresh.execute(f"INSERT INTO seg{slots[0]} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
                 taken[row[0]] = class_
     return taken, lost
 

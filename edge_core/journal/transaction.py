@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.domain import Block
     from edge_core.journal.book import Book, Names
+    from edge_core.journal.records import Lane
     from edge_core.journal.retention import Generation, Generations, Released
     from edge_core.journal.writer import Item
 
 log = logging.getLogger(__name__)
 
-LANES = ("live", "backlog")
+LANES: tuple[Lane, ...] = ("live", "backlog")
 MAX_SEGMENT_READINGS = 4_000
 RETIRE_EVERY_S = 3600
 KEEP_ALARM_IDS_S = 400 * 86_400
@@ -231,8 +232,8 @@ class Transaction:
         segment = self._next
         slot = self._generations.slot_for(self._db, class_, segment, now)
         self._db.execute(
-            f"INSERT INTO seg{slot} VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (segment, lane, kind, len(members), readings, now, body),
+            f"INSERT INTO seg{slot} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (segment, lane, kind, len(members), readings, now, codec.VERSION, body),
         )
         self._generations.filled(slot, segment, len(body))
         self._next += 1

@@ -28,4 +28,4 @@ CREATE TABLE note(id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, sub 
 
 -- and the segment tables seg0 ... seg25, made in a loop:
 -- CREATE TABLE seg<slot>(id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, kind TEXT NOT NULL, blocks INTEGER NOT NULL,
---                        readings INTEGER NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL)
+--                        readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, body BLOB NOT NULL)

@@ -74,7 +74,7 @@ def test_marks_above_the_head_are_ignored(db):
 
 def fill(db, generations, class_, segment, now, size=100):
     slot = generations.slot_for(db, class_, segment, now)
-    db.execute(f"INSERT INTO seg{slot} VALUES (?, 0, 'interval', 1, 1, ?, x'00')", (segment, now))
+    db.execute(f"INSERT INTO seg{slot} VALUES (?, 0, 'interval', 1, 1, ?, 1, x'00')", (segment, now))
     generations.filled(slot, segment, size)
     generations.commit()
     return slot
