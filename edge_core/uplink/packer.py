@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 20  # segments asked for at a time
-BEHIND = 200  # segments that the live lane may lag before they become backlog
+BEHIND = 50  # segments that the live lane may lag before they become backlog
 MAX_PLAIN = (
     1 << 20
 )  # octets before compression in one message: bounds memory and the time of one deflate
@@ -162,19 +162,16 @@ class Packer:
         """The next message of a lane, or when to ask again (None = when something was journalled)."""
         self._fill_bins(lane, now)
         when: float | None = None
-        ready: list[Bin] = []
-        for bin_ in self._bins[lane].values():
-            if not bin_.parts:
-                continue
-            due = bin_.since + (linger_s if lane == "live" and bin_.kind not in PROMPT else 0.0)
-            if now >= due or bin_.octets >= min(ENOUGH, self._target(bin_)):
-                ready.append(bin_)
-            else:
-                when = due if when is None else min(when, due)
-        if not ready:
-            return None, when
-        oldest = min(ready, key=lambda b: (b.kind not in PROMPT, b.since))
-        return self._take(oldest, lane), None
+        for bin_ in sorted(self._bins[lane].values(), key=_urgency):
+            while bin_.parts:
+                due = bin_.since + (linger_s if lane == "live" and bin_.kind not in PROMPT else 0.0)
+                if now < due and bin_.octets < min(ENOUGH, self._target(bin_)):
+                    when = due if when is None else min(when, due)
+                    break
+                draft = self._take(bin_, lane)
+                if draft is not None:
+                    return draft, None
+        return None, when
 
     def note_drafts(
         self, after: int, known: Callable[[Item], bool]
@@ -353,6 +350,10 @@ class Packer:
 
 PROMPT = frozenset(("events", "instantaneous"))
 """Kinds that do not wait for company."""
+
+
+def _urgency(bin_: Bin) -> tuple[bool, float]:
+    return bin_.kind not in PROMPT, bin_.since
 
 
 def _size(members: list[tuple[str, bytes]]) -> int:

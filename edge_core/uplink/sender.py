@@ -509,6 +509,7 @@ class Sender:
             sent.in_flight = False
             self._window.left(None)
             raise
+        self._spend(len(sent.payload))
         self._task(self._transmit(sent))
 
     def _next_resend(self, now: float) -> tuple[Sent | None, float]:
@@ -569,6 +570,7 @@ class Sender:
             if alarm:
                 async with self._alarm_slots:
                     await self._quota.take(len(sent.payload), alarm=True)
+                    self._spend(len(sent.payload))
                     await self._publish(sent)
             else:
                 began = self._clock.monotonic()
@@ -599,8 +601,6 @@ class Sender:
         now = self._clock.monotonic()
         self.counts.published += 1
         self.counts.octets += len(sent.payload)
-        if self._budget:
-            self._outbox.spend(self._today(), len(sent.payload))
         sent.published = True
         sent.back_off(now)
         if self._deliveries.sent.get(sent.n) is not sent:
@@ -641,12 +641,11 @@ class Sender:
             return
         payload = self._message("health", "health", notes.members("health", "", body), 0)
         await self._quota.take(len(payload))
+        self._spend(len(payload))
         with contextlib.suppress(errors.UplinkError):  # the next one comes soon
             await self._client.publish(self._topics.plain("health"), payload)
             self.counts.published += 1
             self.counts.octets += len(payload)
-            if self._budget:
-                self._outbox.spend(self._today(), len(payload))
 
     # --- housekeeping
 
@@ -737,6 +736,11 @@ class Sender:
 
     def _today(self) -> int:
         return datetime.fromtimestamp(self._clock.now(), self._zone).toordinal()
+
+    def _spend(self, octets: int) -> None:
+        """Count octets against the day's budget when they leave, delivered or not: the link is paid either way."""
+        if self._budget:
+            self._outbox.spend(self._today(), octets)
 
     def _spent_out(self) -> bool:
         return bool(self._budget) and self._outbox.spent(self._today()) >= self._budget
