@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edge_core.health.words import lasting
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -120,7 +122,7 @@ def why(row: Row, all_meters: Iterable[Row], civil: float) -> Row:
         if read is None:
             answer = f"{row['meter']} has not been asked yet."
         else:
-            answer = f"{row['meter']} is not silent: it was read {_ago(civil - read)} ago."
+            answer = f"{row['meter']} is not silent: it was read {lasting(civil - read)} ago."
     elif total > 1 and silent == total:
         answer = (
             f"All {total} meters of line {row['line']} are silent: it is the line, not this meter."
@@ -145,7 +147,7 @@ def why(row: Row, all_meters: Iterable[Row], civil: float) -> Row:
     offset = row.get("clock_offset_s")
     if offset is not None and abs(offset) > CLOCK_OFF_S:
         checks.append(
-            f"Its clock is {_ago(abs(offset))} {'ahead' if offset > 0 else 'behind'}: rows may come late."
+            f"Its clock is {lasting(abs(offset))} {'ahead' if offset > 0 else 'behind'}: rows may come late."
         )
     return {
         "answer": answer,
@@ -161,11 +163,3 @@ def _silent(row: Row) -> bool:
 
 def _asked(row: Row) -> bool:
     return _silent(row) or row.get("last_read") is not None
-
-
-def _ago(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 5 h, 3 d."""
-    for unit, size, limit in (("s", 1, 120), ("min", 60, 120 * 60), ("h", 3600, 48 * 3600)):
-        if seconds < limit:
-            return f"{max(0, round(seconds / size))} {unit}"
-    return f"{round(seconds / 86400)} d"

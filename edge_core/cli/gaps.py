@@ -1,0 +1,142 @@
+"""`opendcu gaps`: the gap ledger: what is known of each meter and profile, what is missing, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import click
+
+from edge_core.cli.main import config_option, json_option
+from edge_core.errors import GatewayAbsent
+from edge_core.health.words import columns
+
+if TYPE_CHECKING:
+    from edge_core.config.schema import Config
+
+GAPS_S = 120.0
+UNNAMED = "not named yet"
+
+
+@click.command()
+@click.argument("meters", nargs=-1, metavar="[METER]...")
+@config_option
+@click.option("--kind", help="Only this profile: interval, midnight, billing, events-<k>.")
+@click.option("--all", "everything", is_flag=True, help="Complete profiles too.")
+@json_option
+def gaps(
+    meters: tuple[str, ...], *, config_file: str, kind: str | None, everything: bool, as_json: bool
+) -> int:
+    """What is missing of METERs (all of them), and the cause of every gap.
+
+    A row is missing when its time is due and the ledger does not hold it. Causes: line-silent, association-refused,
+    key-rejected, counter-refused, meter-clock, no-such-row, meter-power-off, overwritten, gateway-off, gateway-clock,
+    journal-full, link, cloud-refused. A gap that is not named yet is gone back for while the meter holds its rows.
+    Asks the running gateway; without one it opens the journal itself.
+    """
+    from edge_core.config.load import load
+    from edge_core.config.tables import did_you_mean
+
+    config = load(config_file, strict=False)
+    for meter in meters:
+        if meter not in config.meters:
+            hint = did_you_mean(meter, config.meters)
+            raise click.UsageError(
+                f"{config_file} has no meter {meter}" + (f" ({hint})" if hint else "")
+            )
+    ledger = ledger_of(config, meters)
+    if kind:
+        ledger = {
+            meter: [e for e in entries if e["kind"] == kind] for meter, entries in ledger.items()
+        }
+    if as_json:
+        click.echo(json.dumps({"meters": ledger}, ensure_ascii=False))
+    else:
+        show(ledger, ZoneInfo(config.gateway.timezone), everything=everything)
+    return 0
+
+
+def ledger_of(config: Config, meters: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """The ledger entries by meter, from the running gateway or from the journal's files."""
+    from edge_core.journal.datadir import DataDirectory
+    from edge_core.transports.control import ask
+
+    directory = DataDirectory(config.data_dir)
+    names = meters or tuple(config.meters)
+    requests = [{"do": "gaps", "meter": meter} for meter in meters] or [{"do": "gaps"}]
+    try:
+        answers = [ask(directory.control, request, GAPS_S) for request in requests]
+    except GatewayAbsent:
+        return _from_files(config, names)
+    return {name: entries for answer in answers for name, entries in answer.items()}
+
+
+def _from_files(config: Config, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    import dataclasses
+
+    from edge_core.cli.journal import opened
+
+    ledger: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for journal in opened(config):
+        for name in names:
+            ledger[name] += [
+                dataclasses.asdict(entry) | {"missing": sum(hole.rows for hole in entry.holes)}
+                for entry in journal.ledger(name)
+            ]
+    return ledger
+
+
+def show(ledger: dict[str, list[dict[str, Any]]], zone: ZoneInfo, *, everything: bool) -> None:
+    """The gaps as a table, the worst first, and a sum below it."""
+    rows: list[tuple[int, list[object]]] = []
+    causes: Counter[str] = Counter()
+    known = 0
+    for meter, entries in ledger.items():
+        for entry in entries:
+            known += entry["captured"]
+            for hole in entry["holes"]:
+                causes[hole["cause"] or UNNAMED] += hole["rows"]
+                row = [
+                    meter,
+                    entry["kind"],
+                    hole["rows"] or "?",
+                    civil(hole["first"], zone),
+                    civil(hole["last"], zone),
+                ]
+                rows.append((hole["rows"], [*row, hole["cause"] or UNNAMED]))
+            if everything and not entry["holes"] and entry["runs"]:
+                first, last = entry["runs"][0]["first"], entry["runs"][-1]["last"]
+                rows.append(
+                    (
+                        -1,
+                        [
+                            meter,
+                            entry["kind"],
+                            0,
+                            civil(first, zone),
+                            civil(last, zone),
+                            "complete",
+                        ],
+                    )
+                )
+    rows.sort(key=lambda row: -row[0])
+    if rows:
+        head = ("METER", "PROFILE", "MISSING", "FROM", "TO", "CAUSE")
+        for line in columns(head, [row for _, row in rows], right=("MISSING",)):
+            click.echo(line)
+    never = sum(not entries for entries in ledger.values())
+    missing = causes.total()
+    click.echo(
+        f"{len(ledger)} meters: {known} rows known, {missing} missing"
+        + (f"; {never} never read" if never else "")
+    )
+    for cause, count in causes.most_common():
+        click.echo(f"  {count:8}  {cause}")
+
+
+def civil(at: int, zone: ZoneInfo) -> str:
+    """A moment in civil time, to the minute."""
+    return datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M")
