@@ -237,7 +237,7 @@ def test_only_what_ministack_refuses_is_left_out_locally(template):
     }
     assert conditional <= {
         "AWS::IAM::Role", "AWS::IoT::RoleAlias", "AWS::S3::Bucket", "AWS::Transfer::Server", "AWS::Transfer::User",
-        "AWS::Athena::NamedQuery",
+        "AWS::Athena::NamedQuery", "AWS::Serverless::LayerVersion",
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ mqtt5 = pytest.importorskip("awscrt.mqtt5")
 from awsiot import mqtt5_client_builder  # noqa: E402
 
 from edge_core.clock import SystemClock  # noqa: E402
-from simulators.cloud import LocalCloud  # noqa: E402
+from simulators.cloud import LocalCloud, template_text  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -196,6 +196,36 @@ def test_golden_messages_come_back_acknowledged_and_lie_in_the_lake(cloud, gatew
     for kind in ("interval", "midnight"):
         assert len(cloud.stored_readings(kind).readings) > 0
         assert cloud.check_dynamodb(kind) == {"missing": 0, "foreign": 0, "different": 0}
+
+
+def test_every_resource_of_the_template_is_there(cloud):
+    wanted, resource = {}, None
+    for line in template_text().split("\nResources:\n")[1].split("\nOutputs:\n")[0].splitlines():
+        if name := re.fullmatch(r"  (\w+):", line):
+            resource = name[1]
+        elif (kind := re.match(r"    (Type|Condition): (\S+)", line)) and resource:
+            wanted.setdefault(resource, {})[kind[1]] = kind[2]
+    names = {name for name, r in wanted.items() if "Condition" not in r}
+    assert len(names) > 35
+    found = cloud.client("cloudformation").describe_stack_resources(StackName="opendcu")[
+        "StackResources"
+    ]
+    states = {r["LogicalResourceId"]: r["ResourceStatus"] for r in found}
+    assert names <= set(states)
+    assert set(states.values()) == {"CREATE_COMPLETE"}
+    assert not {name for name, r in wanted.items() if "Condition" in r} & set(states)
+    rules = cloud.client("iot").list_topic_rules()["rules"]
+    assert len(rules) == sum(r["Type"] == "AWS::IoT::TopicRule" for r in wanted.values())
+    for name in (r["ruleName"] for r in rules):
+        rule = cloud.client("iot").get_topic_rule(ruleName=name)["rule"]
+        assert rule["sql"].startswith("SELECT "), name
+        assert [list(action) for action in (*rule["actions"], rule["errorAction"])] == [
+            ["sqs"],
+            ["sqs"],
+        ], name
+    sources = cloud.client("lambda").list_event_source_mappings()["EventSourceMappings"]
+    assert {s["BatchSize"] for s in sources} == {10}
+    assert all(s["FunctionResponseTypes"] == ["ReportBatchItemFailures"] for s in sources)
 
 
 def test_an_acknowledgement_is_small_and_complete(cloud, gateway, epoch):

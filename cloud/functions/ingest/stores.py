@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from opendcu_cloud.rows import Conflict, HourItem
 
 THREADS = 8
+TRANSACTION = 100  # items that DynamoDB takes in one
 NUMBERS = "N"  # sort key prefix of the highest number of an epoch
 
 
@@ -65,9 +66,50 @@ class Table:
         self._pool = ThreadPoolExecutor(THREADS)
 
     def add(self, items: Sequence[HourItem]) -> list[tuple[HourItem, list[Conflict]]]:
-        """Add rows to their hours; duplicates change nothing. Returns the items with conflicting readings."""
-        done = self._pool.map(self._add, items)
-        return [(item, found) for item, found in zip(items, done, strict=True) if found]
+        """Add rows to their hours; duplicates change nothing. Returns the items with conflicting readings.
+
+        Hours that nobody should know yet, the inner ones of a long block, are put a hundred at a time, each on the
+        condition that it is not there: twice the price of an update and a tenth of its time, for history and backlog.
+        """
+        fresh, others = rows.inner_hours(items)
+        for start in range(0, len(fresh), TRANSACTION):
+            others += self._put_new(fresh[start : start + TRANSACTION])
+        done = self._pool.map(self._add, others)
+        return [(item, found) for item, found in zip(others, done, strict=True) if found]
+
+    def _put_new(self, items: list[HourItem]) -> list[HourItem]:
+        """Put items that are not there; returns those that need a look at what is there."""
+        known: list[HourItem] = []
+        while items:
+            try:
+                self._dynamodb.transact_write_items(
+                    TransactItems=[self._put(item) for item in items]
+                )
+            except ClientError as error:
+                if error.response["Error"]["Code"] != "TransactionCanceledException":
+                    raise
+                reasons = [
+                    reason["Code"] for reason in error.response.get("CancellationReasons", [])
+                ]
+                hindered = [
+                    item for item, code in zip(items, reasons, strict=False) if code != "None"
+                ]
+                known += hindered or items
+                items = [item for item in items if item not in hindered] if hindered else []
+            else:
+                return known
+        return known
+
+    def _put(self, item: HourItem) -> dict[str, Any]:
+        texts = {name: {"S": text} for name, text in rows.attributes(item).items()}
+        key = {"pk": {"S": item.pk}, "sk": {"S": item.sk}, "ttl": {"N": str(item.ttl)}}
+        return {
+            "Put": {
+                "TableName": self._name,
+                "Item": key | texts,
+                "ConditionExpression": "attribute_not_exists(pk)",
+            }
+        }
 
     def _add(self, item: HourItem) -> list[Conflict]:
         old = self._set_missing(item.pk, item.sk, item.ttl, rows.attributes(item))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DAY_S = 86_400
 MAX_ROWS_PER_UPDATE = 40  # an UpdateExpression holds 4 KB
 
+LONG_RUN = 5  # hours from which on a block counts as history
+
 KEPT_LONG = ("midnight", "billing")
 
 
@@ -182,6 +184,26 @@ def merge(items: Iterable[HourItem]) -> list[HourItem]:
         had.rows.extend(item.rows)
         pools[key] = had._replace(ttl=max(had.ttl, item.ttl))
     return list(pools.values()) + full
+
+
+def inner_hours(items: Iterable[HourItem]) -> tuple[list[HourItem], list[HourItem]]:
+    """The items that are probably new and stand alone for their key, and all others.
+
+    Probably new is what lies between the first and the last hour of a long block: an hourly poll touches two hours,
+    both of which may be there.
+    """
+    runs: dict[tuple[str, str, str], list[HourItem]] = {}
+    for item in items:
+        kind, _, profile = item.sk.split("#")
+        runs.setdefault((item.pk, kind, profile), []).append(item)
+    inner: list[HourItem] = []
+    others: list[HourItem] = []
+    for run in runs.values():
+        times = sorted(item.sk for item in run)
+        once = {sk for sk in times[1:-1] if times.count(sk) == 1} if len(run) >= LONG_RUN else set()
+        for item in run:
+            (inner if item.sk in once else others).append(item)
+    return inner, others
 
 
 def attributes(item: HourItem) -> dict[str, str]:

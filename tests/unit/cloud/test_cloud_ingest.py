@@ -316,6 +316,51 @@ def test_alarms_events_findings_health_and_replies_find_their_place(world):
     assert kinds == {"outage", "events", "anomalies", "replies", "completeness"}
 
 
+def history(envelope, n, values, read_at):
+    """Two days of quarter hours."""
+    block = envelope["blocks"][0] | {
+        "rows": 192,
+        "values": [values, [2300] * 192],
+        "read_at": read_at,
+    }
+    return envelope | {"n": n, "blocks": [block]}
+
+
+def test_history_is_put_at_once_and_again_without_harm(world, envelope):
+    from opendcu_cloud import rows
+
+    def stored():
+        return {
+            identity.at: reading.value
+            for (_, sk), item in world.items().items()
+            if sk.startswith("interval#")
+            for identity, reading in rows.readings(item).items()
+            if reading.unit == "Wh"
+        }
+
+    t0 = envelope["blocks"][0]["t0"]
+    early = list(range(192))
+    # somebody was there before, in the middle of it, with one value that differs and is older
+    one = envelope["blocks"][0] | {
+        "t0": t0 + 90_000,
+        "values": [[5, 101, 102, 103], [1, 1, 1, 1]],
+        "read_at": 1,
+    }
+    world.send((TOPIC, envelope | {"n": 1, "blocks": [one]}))
+    assert world.send((TOPIC, history(envelope, 2, early, 1_764_001_200))) == []
+    assert list(stored().values()) == early
+    assert {a["code"] for a in world.alarms()} == {"value-conflict"}
+    before = world.items()
+    assert world.send((TOPIC, history(envelope, 2, early, 1_764_001_200))) == []
+    assert world.items().keys() == before.keys()
+    assert list(stored().values()) == early
+    late = [v + 1 for v in early]
+    world.send((TOPIC, history(envelope, 3, late, 1_764_001_300)))
+    assert list(stored().values()) == late
+    world.send((TOPIC, history(envelope, 4, early, 1_764_001_250)))
+    assert list(stored().values()) == late
+
+
 def test_another_multiplier_than_the_masters_is_alarmed_once(world, envelope):
     from ingest import app
 
