@@ -284,12 +284,22 @@ class Poller:
             self._wake.set()
 
     def driver(self, state: MeterState, tracer: Tracer | None = None) -> Driver:
-        """A fresh session with a meter; the caller closes it."""
+        """A fresh session with a meter; the caller closes it.
+
+        Raises:
+            KeyRejected: the keys of this meter are no keys, or their command failed.
+        """
+        try:
+            keys = self._keys.get(state.config.id)
+        except ConfigErrors as error:
+            raise errors.KeyRejected(
+                state.config.id, state.config.line, "keys", str(error), "See `opendcu check`."
+            ) from error
         return open_driver(
             state.config,
             state.line.config,
             state.model,
-            keys=self._keys.get(state.config.id),
+            keys=keys,
             counters=self._counters,
             memory=self._memories.of(state.config.id),
             clock=self.clock,
@@ -332,11 +342,9 @@ class Poller:
     async def _attempt(self, state: MeterState, jobs: list[Job]) -> Visited:
         try:
             driver = self.driver(state)
-        except ConfigErrors as error:  # the keys of this meter are no keys, or their command failed
+        except errors.KeyRejected as error:
             refused = Visited()
-            refused.error = errors.KeyRejected(
-                state.config.id, state.config.line, "keys", str(error), "See `opendcu check`."
-            )
+            refused.error = error
             return refused
         visit = Visit(state.config, state.model, driver, self.journal, self.clock, self._zone)
         visit.memory = self._memories.of(state.config.id)
@@ -470,7 +478,11 @@ class Poller:
         action, future, tracer = work
         if future.done():  # nobody waits any more
             return
-        driver = self.driver(state, tracer)
+        try:
+            driver = self.driver(state, tracer)
+        except errors.KeyRejected as error:
+            future.set_exception(error)
+            return
         try:
             async with asyncio.timeout(VISIT_S):
                 result = await action(driver)
