@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+DEMO   ?= --for 60s
 PEERS  := mosquitto mosquitto-clients mbpoll libmodbus-dev socat pkg-config gcc
 
 .PHONY: demo test check bench docs component lock peers clean
