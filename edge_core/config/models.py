@@ -378,10 +378,13 @@ class Sampling(_Table, frozen=True, kw_only=True):
     Attributes:
         points: names of cumulative points or of sums in [derived]; each has an OBIS code.
         refused: why there are none, or none of some: whole kWh are no 15-minute energy.
+        history: midnight only: counter to the points in which the meter keeps its value at 00:00 by its own clock,
+            of today first, then of the days before.
     """
 
     points: tuple[str, ...] = ()
     refused: str = ""
+    history: dict[str, tuple[str, ...]] = {}
 
 
 class ModbusModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -594,6 +597,11 @@ def _modbus(
         interval=interval,
         midnight=midnight,
     )
+
+
+def _history(sampling: Sampling) -> list[str]:
+    """Every point that a history names."""
+    return [name for counter, kept in sampling.history.items() for name in (counter, *kept)]
 
 
 def _named(cls: type[S], raw: object, findings: Findings, file: str, table: str) -> dict[str, S]:

@@ -332,3 +332,58 @@ async def test_the_trace_shows_plan_and_frames(bench):
     assert any("input 4..5 (1 values)" in text for text in plans)
     sent = [octets for kind, octets in bench.frames if kind == "send"]
     assert sent == [a.raw for a in bench.slave.asked]
+
+
+# --- midnights that the meter keeps itself
+
+
+def keep_midnights(bench, clock_digits: str):
+    model = load_model("lt-er300p")
+    bench.slave.hold(
+        1,
+        model,
+        {
+            "frequency": 50,
+            "voltage_l1": 230,
+            "meter_clock": int(clock_digits),
+            "midnight_active_energy_import_today": 900,
+            "midnight_active_energy_import_yesterday": 800,
+            "midnight_active_energy_export_today": 9,
+            "midnight_active_energy_export_yesterday": 8,
+        },
+    )
+    return model
+
+
+async def test_kept_midnights_are_rows_of_the_meters_own_days(tcp_bench):
+    """2025-11-24 18:50 in Kolkata: hours after midnight, and still the exact values of two midnights."""
+    model = keep_midnights(tcp_bench, "2511002418500000")
+    clock = ManualClock(civil=1_763_990_400)  # 2025-11-24 18:50 +05:30
+    driver = tcp_bench.driver(model=model, clock=clock, zone="Asia/Kolkata")
+    (block,) = await driver.read_profile(ProfileRequest("midnight"))
+    today = 1_763_922_600  # 2025-11-24 00:00 +05:30
+    assert list(block.times) == [today - 86_400, today]
+    assert [list(c) for c in block.columns] == [[800, 900], [8, 9]]
+    assert [c.obis for c in block.layout.cols] == ["1.0.1.8.0.255", "1.0.2.8.0.255"]
+    assert (block.flags, block.tz, block.device) == ((), 330, "unit-1")
+    assert block.q == {"clock_offset_s": 0}
+    (block,) = await driver.read_profile(ProfileRequest("midnight", since=today))
+    assert [list(c) for c in block.columns] == [[900], [9]]
+    assert await driver.read_profile(ProfileRequest("midnight", since=today + 1)) == []
+    assert await driver.clock_offset() == 0
+    (shown,) = await driver.read_registers("clock")
+    assert shown.value == "2025-11-24T18:50:00"
+
+
+async def test_midnights_of_a_wrong_clock_are_flagged(tcp_bench):
+    model = keep_midnights(tcp_bench, "2511002418500000")
+    clock = ManualClock(civil=1_763_990_400 + 3600)
+    driver = tcp_bench.driver(model=model, clock=clock, zone="Asia/Kolkata")
+    (block,) = await driver.read_profile(ProfileRequest("midnight"))
+    assert block.flags == ((0, 2, int(Flag.CLOCK_INVALID)),)
+
+
+async def test_midnights_without_a_date_are_refused(tcp_bench):
+    model = keep_midnights(tcp_bench, "0")
+    with pytest.raises(MeterRefused, match="clock holds no time"):
+        await tcp_bench.driver(model=model).read_profile(ProfileRequest("midnight"))

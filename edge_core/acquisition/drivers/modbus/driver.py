@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from typing import TYPE_CHECKING, Any, cast
 from zoneinfo import ZoneInfo
 
@@ -31,7 +32,7 @@ from edge_core.domain import Block, Column, Flag, Layout, RegisterReading, Value
 from edge_core.errors import LineSilent, MalformedReply, MeterError, MeterRefused, WrongMeter
 from edge_core.protocols.modbus import codec
 from edge_core.protocols.modbus.plan import Span
-from edge_core.schedule.calendar import midnight_at_or_before, minutes_east
+from edge_core.schedule.calendar import at_civil_minute, midnight_at_or_before, minutes_east
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -53,6 +54,7 @@ EARLY = 0.02  # of a period: a sample that much before a boundary belongs to it
 REFRESH_S = 1.0  # meters renew their registers up to a second after the fact
 PROVEN_S = 86_400
 RELEARN_S = 7 * 86_400
+CLOCK_DOUBT_S = 600  # a meter whose clock is further off dates its midnights wrongly
 GATEWAY_SILENT = (10, 11)
 
 
@@ -130,6 +132,8 @@ class Driver:
         """The sample of now, as one row; empty when rows of another time are asked for: there are none."""
         kind = request.kind
         items = self._profile_items(kind)
+        if kind == "midnight" and self._model.midnight.history:
+            return await self._kept_midnights(request)
         time, period = self._boundary(kind, self._clock.now(), request.until)
         if not self._clock.now() - time < max(period, 1) or time < (request.since or 0):
             return []
@@ -155,19 +159,67 @@ class Driver:
                 meter=self._meter.id,
                 device=series.device,
                 kind=kind,
-                layout=Layout(
-                    PROFILES[kind],
-                    period,
-                    tuple(Column(r.obis or "", r.unit, r.scaler) for r in readings),
-                ),
+                layout=_layout(kind, period, readings),
                 times=[time],
-                columns=tuple(_column(r.value) for r in readings),
+                columns=tuple(_column([r]) for r in readings),
                 flags=((0, 1, int(Flag.SAMPLED)),),
                 tz=minutes_east(time, self._zone),
                 multiplier=self._meter.multiplier,
                 read_at=int(bulk.heard_at),
                 proven_at=int(self._known.get("proven_at") or bulk.heard_at),
                 q=q,
+            )
+        ]
+
+    async def _kept_midnights(self, request: ProfileRequest) -> Sequence[Block]:
+        """The midnights that the meter keeps itself, dated by its own clock: no samples, and never too late."""
+        history = self._model.midnight.history
+        clock = self._points.clock()
+        assert clock is not None, "a model with a history of midnights has a clock"
+        device = await self.identify()
+        kept = {name: self._points.named(names) for name, names in history.items()}
+        with self._named():
+            bulk = await self._read(
+                self._points.spans([clock, *(item for items in kept.values() for item in items)])
+            )
+        registers = bulk.words[self._points.span(clock)]
+        moment = clock_of(clock.form, registers) if registers else None
+        if moment is None:
+            raise self._refused(
+                "read midnight", "the meter's clock holds no time, so its midnights have no date"
+            )
+        offset = moment.replace(tzinfo=self._zone).timestamp() - (bulk.sent_at + bulk.heard_at) / 2
+        doubt = int(Flag.CLOCK_INVALID) if abs(offset) > CLOCK_DOUBT_S else 0
+        days = range(max(len(items) for items in kept.values()))
+        times = [
+            at_civil_minute(moment.date() - dt.timedelta(days=day), 0, self._zone) for day in days
+        ]
+        rows = [
+            day
+            for day in reversed(days)  # oldest first
+            if (request.since or 0) <= times[day] <= (request.until or times[day])
+        ]
+        if not rows:
+            return []
+        counters = [self._points.reading(item, bulk.words) for item in self._points.named(kept)]
+        values = [
+            _column([self._points.reading(items[day], bulk.words) for day in rows])
+            for items in kept.values()
+        ]
+        return [
+            Block(
+                meter=self._meter.id,
+                device=device.serial,
+                kind="midnight",
+                layout=_layout("midnight", DAY_S, counters),
+                times=[times[day] for day in rows],
+                columns=tuple(values),
+                flags=((0, len(rows), doubt),) if doubt else (),
+                tz=minutes_east(times[rows[-1]], self._zone),
+                multiplier=self._meter.multiplier,
+                read_at=int(bulk.heard_at),
+                proven_at=int(self._known.get("proven_at") or bulk.heard_at),
+                q={"clock_offset_s": round(offset)},
             )
         ]
 
@@ -489,9 +541,15 @@ def _modulus(parts: Sequence[Point], scaler: int) -> int:
     return raw * 10**shift if shift >= 0 else 0
 
 
-def _column(value: int | str | None) -> Values:
-    """The column of a one-row block."""
-    return cast("Values", [value])
+def _layout(kind: str, period: int, readings: Iterable[RegisterReading]) -> Layout:
+    return Layout(
+        PROFILES[kind], period, tuple(Column(r.obis or "", r.unit, r.scaler) for r in readings)
+    )
+
+
+def _column(rows: Iterable[RegisterReading]) -> Values:
+    """The column of a block."""
+    return cast("Values", [r.value for r in rows])
 
 
 def _learned(known: dict[str, Any], now: float) -> Learned:

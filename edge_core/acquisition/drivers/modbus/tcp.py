@@ -2,8 +2,7 @@
 
 pymodbus 3.16.1 makes the connection, the transaction ids and the PDUs. Ours are the deadline, the reconnect and the
 belief: `mbap.judge` sees every octet before pymodbus does, and what is not exactly the answer (unit, function, octet
-count) ends the request at once and the connection with it. Traps behind each guard: facts in
-docs/explanation/modbus.md, numbers after the comments.
+count) ends the request at once and the connection with it.
 
 Invariants: at most one request is outstanding; the old socket is closed before a new one is opened; after a failed
 connection attempt the next one waits, so that fifty units behind a dead gateway cost one time-out; transaction ids
