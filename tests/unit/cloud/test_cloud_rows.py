@@ -203,3 +203,18 @@ def test_order_and_repetition_do_not_matter(arrivals, rng):
     for sequence in (arrivals, shuffled):
         found = {(i.at, i.occurrence, i.device): says for (_, i), says in play(sequence).items()}
         assert found == {key: says for key, (_, says) in expected.items()}
+
+
+def test_only_what_lies_inside_a_long_block_is_taken_for_new():
+    long = rows.merge(
+        rows.hour_items(message([block([H0 + 900 * i for i in range(96)], [[1] * 96])]), 45, 400)
+    )
+    inner, others = rows.inner_hours(long)
+    assert len(inner) + len(others) == len(long)
+    assert sorted(i.sk for i in others) == [min(i.sk for i in long), max(i.sk for i in long)]
+    poll = rows.merge(
+        rows.hour_items(message([block([H0 + 900 * i for i in range(4)], [[1] * 4])]), 45, 400)
+    )
+    assert rows.inner_hours(poll) == ([], poll)
+    twice = [*long, long[5]]
+    assert long[5] not in rows.inner_hours(twice)[0]
