@@ -59,6 +59,7 @@ class Views:
             "roles": list(gateway.roles),
             "civil": int(gateway.clock.now()),
             "speed": gateway.clock.speed,
+            "timezone": gateway.config.gateway.timezone,
             **self.health(),
             "journal": msgspec.to_builtins(gateway.journal.status(), enc_hook=str),
             "polling": dict(gateway.poller.counts),
@@ -125,6 +126,7 @@ class Views:
             "rows": state.rows,
             "failures": state.failures,
             "error": None if state.last_error is None else str(state.last_error),
+            "error_class": None if state.last_error is None else type(state.last_error).__name__,
             "clock_offset_s": None if state.offset_s is None else round(state.offset_s),
         }
 

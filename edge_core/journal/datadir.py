@@ -26,15 +26,13 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from edge_core.errors import ConfigError, DataDirectoryBusy
+from edge_core.journal import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
 log = logging.getLogger(__name__)
-
-ACQUISITION_ROLES = ("dlms", "modbus", "push")
-MAX_SET_ASIDE = 1000
 
 
 class DataDirectory:
@@ -107,28 +105,6 @@ class DataDirectory:
             return _pid_in(descriptor)
         finally:
             os.close(descriptor)
-
-    def set_aside(self, file: Path, *, at: float) -> Path:
-        """Move a damaged SQLite file, its -wal and -shm with it, into damaged/; returns where it is.
-
-        Args:
-            at: UTC epoch seconds, for its name.
-        """
-        self.damaged.mkdir(mode=0o700, exist_ok=True)
-        stem = f"{int(at)}-{file.name}"
-        for number in range(MAX_SET_ASIDE):
-            target = self.damaged / (f"{stem}.{number}" if number else stem)
-            if not target.exists():
-                break
-        for suffix in (
-            "-shm",
-            "-wal",
-            "",
-        ):  # the database last: until it is gone, the others are found beside it
-            part = file.with_name(file.name + suffix)
-            if part.exists():
-                part.rename(target.with_name(target.name + suffix))
-        return target
 
 
 class Locks:
@@ -302,7 +278,7 @@ class Memories:
         except (sqlite3.DatabaseError, msgspec.DecodeError, TypeError) as error:
             self._held.clear()
             self._shared.clear()
-            aside = self._directory.set_aside(self._file, at=now)
+            aside = store.set_aside(self._file, int(now), self._directory.damaged)
             log.warning(
                 "what drivers remember is damaged and is learned anew",
                 extra={"file": str(aside), "cause": str(error)},

@@ -157,9 +157,9 @@ def translate(error: sqlite3.Error, path: Path) -> JournalError:
     return JournalError(f"{path}: {error}")
 
 
-def set_aside(path: Path, stamp: int) -> Path:
-    """Move a file with its WAL into `damaged/` beside it; returns where the main file is now."""
-    folder = path.parent / "damaged"
+def set_aside(path: Path, stamp: int, folder: Path | None = None) -> Path:
+    """Move a file with its WAL into `folder` (`damaged/` beside it); returns where the main file is now."""
+    folder = folder or path.parent / "damaged"
     folder.mkdir(mode=0o700, exist_ok=True)
     target, k = folder / f"{path.stem}-{stamp}{path.suffix}", 0
     while target.exists():

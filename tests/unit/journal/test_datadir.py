@@ -101,17 +101,6 @@ def test_children_do_not_inherit_the_lock(directory: DataDirectory) -> None:
         child.communicate()
 
 
-def test_damaged_files_are_kept_with_their_companions(directory: DataDirectory) -> None:
-    for number in range(2):
-        for suffix in ("", "-wal", "-shm"):
-            (directory.path / f"journal.db{suffix}").write_text(f"{number}{suffix}")
-        aside = directory.set_aside(directory.journal(), at=1764000000.5)
-        assert aside.read_text() == str(number)
-        assert aside.with_name(aside.name + "-wal").read_text() == f"{number}-wal"
-    assert not list(directory.path.glob("journal*"))
-    assert len(list(directory.damaged.iterdir())) == 6
-
-
 # Memories -------------------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +154,7 @@ def test_a_damaged_memory_is_set_aside(directory: DataDirectory, octets: bytes) 
     memories = Memories(directory, now=1764000000)
     memories.of("m1").put("serial", "1")
     memories.close()
-    assert (directory.damaged / "1764000000-memory.db").read_bytes() == octets
+    assert (directory.damaged / "memory-1764000000.db").read_bytes() == octets
     again = Memories(directory)
     assert again.of("m1").get("serial") == "1"
     again.close()
@@ -180,7 +169,7 @@ def test_a_value_that_is_no_json_is_damage(directory: DataDirectory) -> None:
     connection.close()
     again = Memories(directory, now=5)
     assert again.of("m1").get("serial") is None
-    assert (directory.damaged / "5-memory.db").exists()
+    assert (directory.damaged / "memory-5.db").exists()
     again.close()
 
 
