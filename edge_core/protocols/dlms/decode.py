@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edge_core.protocols.dlms.cosem import Attribute, Selector
 
 _SCALED_CLASSES: Final = (3, 4, 5)
+_GENERAL_BLOCK: Final = bytes((apdu.GENERAL_BLOCK_TRANSFER,))
 _ACSE_TAGS: Final = (acse.AARQ, acse.AARE, acse.RLRQ, acse.RLRE)
 
 
@@ -191,10 +192,10 @@ class _Exchange:
                 yield _Message(piece.link.kind.name.lower(), details=link_details(piece.link))
                 continue
             octets = piece.apdu
-            if octets[0] == apdu.GENERAL_BLOCK_TRANSFER:
+            if octets[:1] == _GENERAL_BLOCK:
                 whole = self._general_block(piece)
                 if whole is None:
-                    yield _Message(apdu.GeneralBlockTransfer.NAME, octets)
+                    yield _Message(apdu.GeneralBlockTransfer.NAME)
                     continue
                 octets = whole
             yield self._message(piece.direction, octets)
@@ -202,6 +203,8 @@ class _Exchange:
     def _general_block(self, piece: Piece) -> bytes | None:
         block = apdu.decode(piece.apdu)
         assert isinstance(block, apdu.GeneralBlockTransfer)
+        if not block.data and piece.direction not in self._general:
+            return None  # an acknowledgement
         assembler = self._general.setdefault(piece.direction, BlockAssembler())
         whole = assembler.take(block)
         if block.last:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edge_core.errors import MalformedFrame
+from edge_core.errors import MalformedApdu, MalformedFrame
+from edge_core.protocols.dlms import axdr
 from edge_core.protocols.dlms.mbus import MbusAssembler, MbusReader
 from edge_core.protocols.dlms.wrapper import HEADER, WrapperReader
 from edge_core.protocols.hdlc.frame import FLAG, Frame, FrameReader, Kind
@@ -77,11 +78,19 @@ def unframe(frames: Sequence[bytes]) -> Unframed:
         return _hdlc(b"".join(b"\x7e" + frame + b"\x7e" for frame in frames))
     if len(first) >= 4 and first[0] == first[3] == 0x68 and first[1] == first[2]:
         return _mbus(whole)
-    if first[:2] == b"\x00\x01" and len(first) >= HEADER.size:
+    if first[:2] == b"\x00\x01" and not _is_get_data_result(whole):
         return _wrapper(whole)
     if first.startswith((LLC_COMMAND, LLC_RESPONSE)):
         return Unframed("llc", tuple(Piece(_llc(frame), strip_llc(frame)) for frame in frames))
     return Unframed("none", tuple(Piece(_ANY, frame) for frame in frames))
+
+
+def _is_get_data_result(octets: bytes) -> bool:
+    """00 and an array: the answer to a GET without its head, which begins like a wrapper."""
+    try:
+        return axdr.skip(octets, 1) == len(octets)
+    except MalformedApdu:
+        return False
 
 
 def _llc(frame: bytes) -> Direction:

