@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from edge_core.acquisition.drivers import Site
 from edge_core.acquisition.drivers.modbus import Driver
@@ -355,3 +356,21 @@ async def tcp_bench(probe_model: Any) -> AsyncIterator[Bench]:
 @pytest.fixture
 def truth() -> dict[str, tuple[int, int, str]]:
     return dict(PUBLISHED)
+
+
+@pytest.fixture(params=["tcp", "rtu-tcp", "pty"])
+def under_uvloop(request: pytest.FixtureRequest, probe_model: Any) -> Callable[..., None]:
+    """Runs a test of a bench on the loop that `opendcu run` uses."""
+
+    def run(test: Callable[[Bench], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            made = await _bench(request.param, probe_model)
+            try:
+                await test(made)
+            finally:
+                await _end(made)
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(whole())
+
+    return run

@@ -387,3 +387,23 @@ async def test_midnights_without_a_date_are_refused(tcp_bench):
     model = keep_midnights(tcp_bench, "0")
     with pytest.raises(MeterRefused, match="clock holds no time"):
         await tcp_bench.driver(model=model).read_profile(ProfileRequest("midnight"))
+
+
+def test_lines_work_on_the_gateways_loop(under_uvloop, truth):
+    async def reads(bench):
+        driver = bench.driver()
+        assert values(await driver.read_registers("instantaneous")) == truth
+        (block,) = await driver.read_profile(ProfileRequest("interval"))
+        assert [list(c) for c in block.columns] == [[4_000_000], [77]]
+
+        async def silent(slave, asked, send):
+            pass
+
+        bench.slave.faults = [silent]
+        (reading,) = await driver.read_registers("active_energy_export")
+        assert reading.value == 77
+        if bench.line.transport == "tcp":
+            bench.slave.drop()
+            assert values(await driver.read_registers("instantaneous")) == truth
+
+    under_uvloop(reads)

@@ -27,6 +27,7 @@ from edge_core.acquisition.drivers.modbus.points import COARSE, SERIAL, Points, 
 from edge_core.acquisition.drivers.modbus.pool import Lease
 from edge_core.acquisition.drivers.modbus.reader import Learned, Reader, Refused, Unanswered
 from edge_core.acquisition.drivers.modbus.series import Counter, Series
+from edge_core.acquisition.profiles import profile_of
 from edge_core.config.values import parse_address
 from edge_core.domain import Block, Column, Flag, Layout, RegisterReading, Values
 from edge_core.errors import LineSilent, MalformedReply, MeterError, MeterRefused, WrongMeter
@@ -42,14 +43,8 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.config.models import ModbusModel, Point
     from edge_core.config.schema import Line, Meter
+    from edge_core.domain import Obis
 
-PROFILES = {
-    "interval": "1.0.99.1.0.255",
-    "midnight": "1.0.99.2.0.255",
-    "instantaneous": "1.0.94.91.0.255",
-}
-INTERVAL_S = 900
-DAY_S = 86_400
 EARLY = 0.02  # of a period: a sample that much before a boundary belongs to it
 REFRESH_S = 1.0  # meters renew their registers up to a second after the fact
 PROVEN_S = 86_400
@@ -134,7 +129,8 @@ class Driver:
         items = self._profile_items(kind)
         if kind == "midnight" and self._model.midnight.history:
             return await self._kept_midnights(request)
-        time, period = self._boundary(kind, self._clock.now(), request.until)
+        obis, period = profile_of(self._model, kind)
+        time = self._boundary(kind, period, self._clock.now(), request.until)
         if not self._clock.now() - time < max(period, 1) or time < (request.since or 0):
             return []
         device = await self.identify()
@@ -159,7 +155,7 @@ class Driver:
                 meter=self._meter.id,
                 device=series.device,
                 kind=kind,
-                layout=_layout(kind, period, readings),
+                layout=_layout(obis, period, readings),
                 times=[time],
                 columns=tuple(_column([r]) for r in readings),
                 flags=((0, 1, int(Flag.SAMPLED)),),
@@ -211,7 +207,7 @@ class Driver:
                 meter=self._meter.id,
                 device=device.serial,
                 kind="midnight",
-                layout=_layout("midnight", DAY_S, counters),
+                layout=_layout(*profile_of(self._model, "midnight"), counters),
                 times=[times[day] for day in rows],
                 columns=tuple(values),
                 flags=((0, len(rows), doubt),) if doubt else (),
@@ -295,16 +291,16 @@ class Driver:
                 f"{', '.join(coarse)} count in steps of 10^{COARSE} and more: too coarse for intervals",
             )
 
-    def _boundary(self, kind: str, at: float, until: int | None) -> tuple[int, int]:
-        """The nominal time of a row sampled at `at`, and the period; `until` may name an earlier boundary."""
+    def _boundary(self, kind: str, period: int, at: float, until: int | None) -> int:
+        """The nominal time of a row sampled at `at`; `until` may name an earlier boundary."""
         if kind == "instantaneous":
-            return int(at), 0
+            return int(at)
         if kind == "midnight":
-            return midnight_at_or_before(at if until is None else min(at, until), self._zone), DAY_S
-        moment = at + EARLY * INTERVAL_S
+            return midnight_at_or_before(at if until is None else min(at, until), self._zone)
+        moment = at + EARLY * period
         if until is not None:
             moment = min(moment, until)
-        return int(moment // INTERVAL_S) * INTERVAL_S, INTERVAL_S
+        return int(moment // period) * period
 
     # --- the session
 
@@ -541,10 +537,8 @@ def _modulus(parts: Sequence[Point], scaler: int) -> int:
     return raw * 10**shift if shift >= 0 else 0
 
 
-def _layout(kind: str, period: int, readings: Iterable[RegisterReading]) -> Layout:
-    return Layout(
-        PROFILES[kind], period, tuple(Column(r.obis or "", r.unit, r.scaler) for r in readings)
-    )
+def _layout(profile: Obis, period: int, readings: Iterable[RegisterReading]) -> Layout:
+    return Layout(profile, period, tuple(Column(r.obis or "", r.unit, r.scaler) for r in readings))
 
 
 def _column(rows: Iterable[RegisterReading]) -> Values:
