@@ -83,6 +83,7 @@ class Visit:
         device = await self.driver.identify()
         self._check_serial(device.serial)
         self.result.device = device.serial
+        self._take_notices()
         if not is_sampled(self.model):
             self._note_clock(await self.driver.clock_offset())
         for job in jobs:
@@ -141,6 +142,22 @@ class Visit:
                     inferred=True,
                     event_time=serial,
                     detail={"device": serial, "before": known},
+                )
+            )
+
+    def _take_notices(self) -> None:
+        """What the driver noticed beside its reads becomes alarms: a counter that moved without us."""
+        now = int(self.clock.now())
+        for code, detail in getattr(self.driver, "notices", ()):
+            self.result.alarms.append(
+                make_alarm(
+                    self.meter.id,
+                    code,
+                    at=now,
+                    heard=now,
+                    authenticated=False,
+                    inferred=True,
+                    detail=detail,
                 )
             )
 

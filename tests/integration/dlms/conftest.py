@@ -53,12 +53,12 @@ class Bench:
             hls=Secret(meter.keys.hls),
         )
         model = changes.pop("model", None) or load_model(meter.model)
-        line = Line(
+        line = changes.pop("line", None) or Line(
             id=meter.line,
             transport="tcp",
-            framing=meter.framing,
+            framing=meter.framing,  # type: ignore[arg-type]
             timeout_s=changes.pop("timeout_s", 5.0),
-        )  # type: ignore[arg-type]
+        )
         config = MeterConfig(
             id=meter.id,
             line=meter.line,

@@ -14,6 +14,7 @@ from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.drivers.dlms import session as session_module
 from edge_core.config.keys import MeterKeys
 from edge_core.config.models import load_model
+from edge_core.config.schema import Line
 from edge_core.domain import Flag, Secret
 from edge_core.errors import KeyRejected, LineSilent, MalformedReply, MeterError, MeterRefused
 from tests.integration.dlms.conftest import Bench, rows_of, truth_of
@@ -190,6 +191,26 @@ async def test_a_clock_set_back_repeats_times_and_none_is_lost(bench: Make) -> N
     assert offset == pytest.approx(-4500, abs=2)
 
 
+async def test_setting_the_clock(bench: Make) -> None:
+    b = await bench()
+    meter = b.meter
+    meter.device.set_clock(b.clock.now(), int(b.clock.now()) - 100)
+    driver = b.driver()
+    before = await driver.set_clock()  # type: ignore[attr-defined]
+    assert before == pytest.approx(-100, abs=2)
+    assert abs(await driver.clock_offset() or 99) < 2
+    await driver.close()
+    assert abs(meter.device.offset) < 2
+
+
+async def test_a_client_that_may_not_set_the_clock(bench: Make) -> None:
+    b = await bench(security="none")
+    driver = b.driver()
+    with pytest.raises(MeterRefused, match="does not offer SET"):
+        await driver.set_clock()  # type: ignore[attr-defined]
+    await driver.close()
+
+
 async def test_single_values(bench: Make) -> None:
     b = await bench()
     driver = b.driver()
@@ -265,6 +286,42 @@ async def test_what_an_older_release_remembered_is_read_again(bench: Make) -> No
     blocks = list(await driver.read_profile(ProfileRequest("interval")))
     await driver.close()
     assert rows_of(blocks) == truth_of(b.meter, "interval")
+
+
+async def test_hdlc_on_a_serial_line(bench: Make) -> None:
+    """A pseudo-terminal in front of the meter: what a USB adapter on an RS-485 bus is to us."""
+    import os
+    import tty
+
+    b = await bench(framing="hdlc")
+    meter = b.meter
+    meter.freeze()
+    adapter, port = os.openpty()
+    tty.setraw(adapter)
+    tty.setraw(port)
+    reader, writer = await asyncio.open_connection(meter.host, meter.port)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(adapter, lambda: writer.write(os.read(adapter, 4096)))
+
+    async def back() -> None:
+        while octets := await reader.read(4096):
+            os.write(adapter, octets)
+
+    pump = asyncio.create_task(back())
+    line = Line(id="bus-1", transport="serial", framing="hdlc", device=os.ttyname(port))
+    try:
+        for _ in range(2):  # the port is free again after a visit
+            driver = b.driver(line=line, address=f"{meter.hdlc[0]}.{meter.hdlc[1]}")
+            since = truth_of(meter, "interval")[-8][0]
+            blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+            await driver.close()
+            assert rows_of(blocks) == truth_of(meter, "interval", since)
+    finally:
+        loop.remove_reader(adapter)
+        pump.cancel()
+        writer.close()
+        os.close(adapter)
+        os.close(port)
 
 
 # --- faults
@@ -383,7 +440,9 @@ async def test_a_counter_that_others_used_up_is_read_once_more(bench: Make) -> N
     driver = b.driver()
     device = await driver.identify()
     assert device.serial == b.meter.device.serial
-    assert driver.session.foreign_counter is not None  # type: ignore[attr-defined]
+    ((code, detail),) = driver.notices  # type: ignore[attr-defined]
+    assert code == "foreign-client"
+    assert detail["theirs"] >= detail["ours"]
     await driver.close()
     assert b.fleet.record.violations == before + 1  # the one refused try that told us
 

@@ -144,6 +144,29 @@ class Driver:
             self._offset_s = at - (before + after) / 2
         return self._offset_s
 
+    async def set_clock(self) -> float | None:
+        """Set the meter's clock to ours; returns how far it was off before, in civil seconds.
+
+        Raises:
+            MeterError: MeterRefused where this client may not.
+        """
+        before = await self.clock_offset()
+        association = await self.session.associate()
+        obis = self._model.time.clock
+        stamp = encode_datetime(round(self._clock.now()), self._rules)
+        data = axdr.encode(axdr.octet_string(stamp))
+        await self.session.run(
+            association.set(Attribute(CLOCK_CLASS, obis, 2), data), f"SET {obis}:2"
+        )
+        self._offset_s = None
+        return before
+
+    @property
+    def notices(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the session noticed beside: alarm code and detail."""
+        moved = self.session.foreign_counter
+        return [] if moved is None else [("foreign-client", {"ours": moved[0], "theirs": moved[1]})]
+
     # --- profiles
 
     async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
