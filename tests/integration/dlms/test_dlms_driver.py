@@ -288,8 +288,9 @@ async def test_what_an_older_release_remembered_is_read_again(bench: Make) -> No
     assert rows_of(blocks) == truth_of(b.meter, "interval")
 
 
-async def test_hdlc_on_a_serial_line(bench: Make) -> None:
-    """A pseudo-terminal in front of the meter: what a USB adapter on an RS-485 bus is to us."""
+@pytest.mark.parametrize("mode_e", [False, True])
+async def test_hdlc_on_a_serial_line(bench: Make, mode_e: bool) -> None:
+    """A pseudo-terminal in front of the meter: what a USB adapter or an optical head is to us."""
     import os
     import tty
 
@@ -301,14 +302,27 @@ async def test_hdlc_on_a_serial_line(bench: Make) -> None:
     tty.setraw(port)
     reader, writer = await asyncio.open_connection(meter.host, meter.port)
     loop = asyncio.get_running_loop()
-    loop.add_reader(adapter, lambda: writer.write(os.read(adapter, 4096)))
+    signed_on: list[bytes] = []
+
+    def forth() -> None:
+        octets = os.read(adapter, 4096)
+        if mode_e and octets.startswith(b"/?!"):
+            os.write(adapter, octets + b"/LGZ5E450\r\n")  # an optical head echoes
+        elif mode_e and octets.startswith(b"\x06"):
+            signed_on.append(octets)
+        else:
+            writer.write(octets)
+
+    loop.add_reader(adapter, forth)
 
     async def back() -> None:
         while octets := await reader.read(4096):
             os.write(adapter, octets)
 
     pump = asyncio.create_task(back())
-    line = Line(id="bus-1", transport="serial", framing="hdlc", device=os.ttyname(port))
+    line = Line(
+        id="bus-1", transport="serial", framing="hdlc", device=os.ttyname(port), mode_e=mode_e
+    )
     try:
         for _ in range(2):  # the port is free again after a visit
             driver = b.driver(line=line, address=f"{meter.hdlc[0]}.{meter.hdlc[1]}")
@@ -316,6 +330,7 @@ async def test_hdlc_on_a_serial_line(bench: Make) -> None:
             blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
             await driver.close()
             assert rows_of(blocks) == truth_of(meter, "interval", since)
+        assert set(signed_on) == ({b"\x06252\r\n"} if mode_e else set())
     finally:
         loop.remove_reader(adapter)
         pump.cancel()

@@ -285,6 +285,10 @@ class Session:
 
     async def _stream(self) -> Stream:
         line = self.line
+        if line.transport == "serial" and line.mode_e:
+            from edge_core.acquisition.drivers.dlms.mode_e import sign_on
+
+            return await sign_on(line, self._tracer)
         if line.transport == "serial":
             from edge_core.transports.serial import SerialStream
 
