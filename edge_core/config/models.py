@@ -565,7 +565,7 @@ def _modbus(
                 findings.mistake(
                     file, "derived", total, f'no point "{part}"', did_you_mean(str(part), points)
                 )
-    if not points:
+    if not rows:
         findings.mistake(file, "points", "", "a Modbus model has at least one of [[points]]")
     interval = build(Sampling, raw.get("interval", {}), findings, file, "interval")
     midnight = build(Sampling, raw.get("midnight", {}), findings, file, "midnight")
