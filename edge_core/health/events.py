@@ -183,7 +183,7 @@ def summarise(burst: Burst | None = None) -> None:
 
 
 def meter_lost(meter: str, error: MeterError, *, burst: Burst | None = None) -> None:
-    """A meter does not answer any more; call it at the first failed visit, further ones are not told."""
+    """A meter does not answer any more; told at its first failed visit alone."""
     LOST.inc(type(error).__name__)
     if (burst or _burst).tells("meter-lost"):
         _tell("meter-lost", logging.WARNING, str(error), meter=meter, cause=type(error).__name__)
