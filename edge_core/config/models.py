@@ -330,6 +330,7 @@ class Point(_Table, frozen=True, kw_only=True):
         table: holding or input registers.
         type: how the registers are read; bcd, mod10k (four decimal digits a register), string and bytes have a
             `length` in registers.
+        length: registers of a value whose type does not tell.
         form: how the number is to be understood: Schneider's four-quadrant power factor, a clock in vendor octets.
         modulus: raw count at which a counter begins at 0 again, where that is less than its width.
         word_order: big = most significant register first.
