@@ -71,10 +71,11 @@ def timed(one: Any, number: int) -> list[float]:
 
 def ours(octets: int, number: int) -> list[float]:
     from edge_core.domain import Secret
-    from edge_core.protocols.dlms.association import Association, State, Terms
+    from edge_core.protocols.dlms.association import Association, Terms
     from edge_core.protocols.dlms.codes import Conformance, Mechanism
     from edge_core.protocols.dlms.cosem import Attribute
     from edge_core.protocols.dlms.security import AUTHENTICATED_ENCRYPTED, SecurityContext
+    from edge_core.protocols.dlms.states import State
     from edge_core.protocols.dlms.wrapper import WrapperReader, wrap
 
     counters = iter(range(1, 1 << 31))

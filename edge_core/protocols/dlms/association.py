@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from edge_core.errors import (
@@ -33,15 +32,22 @@ from edge_core.errors import (
 )
 from edge_core.protocols.dlms import acse, apdu, axdr, ciphering
 from edge_core.protocols.dlms.codes import (
-    ActionResult,
     ApplicationContext,
     Conformance,
     DataAccessResult,
     Mechanism,
-    ServiceError,
     words,
 )
 from edge_core.protocols.dlms.cosem import Attribute, Method, Selector
+from edge_core.protocols.dlms.refusals import (
+    AccessRefused,
+    AssociationRefused,
+    ExceptionAnswered,
+    NotNegotiated,
+    ProofInvalid,
+    ProofRefused,
+    Refused,
+)
 from edge_core.protocols.dlms.security import (
     AUTHENTICATED,
     BROADCAST,
@@ -72,9 +78,10 @@ from edge_core.protocols.dlms.services import (
     SetResponseBlock,
     SetResponseLastBlock,
 )
+from edge_core.protocols.dlms.states import TRANSITIONS, Event, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from edge_core.domain import Obis, Secret
     from edge_core.protocols.dlms.security import SecurityContext
@@ -90,87 +97,10 @@ CHALLENGE_OCTETS: Final = range(8, 65)
 BLOCK_OVERHEAD: Final = 64
 """Octets of a request that are not block data: wrapper, header, tag."""
 
+_SPECIAL: Final = frozenset((b"\xd8", b"\x0e", b"\xe0"))
+"""Answers that are no response of a service: exceptions, and pieces of a general-block-transfer."""
+
 Ciphering = Literal["none", "glo", "ded", "general-glo", "general-ded"]
-
-
-class Refused(ProtocolError):
-    """The peer said no, in the words of the standard.
-
-    Attributes:
-        code: its result, diagnostic or error code, or None.
-        authenticated: the answer was protected; else it is only a hint.
-    """
-
-    def __init__(
-        self, message: str, code: int | None = None, *, authenticated: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.authenticated = authenticated
-
-
-class AssociationRefused(Refused):
-    """An AARE that says no."""
-
-
-class ProofRefused(Refused):
-    """The peer does not accept our proof of HLS."""
-
-
-class ProofInvalid(TagInvalid):
-    """The peer's proof in pass 4 is missing, mirrored or wrong."""
-
-
-class AccessRefused(Refused):
-    """A data-access-result or action-result that is not success."""
-
-
-class ExceptionAnswered(Refused):
-    """An exception-response or a confirmed-service-error."""
-
-
-class NotNegotiated(Refused):
-    """The peer did not offer this service, so it was not asked."""
-
-
-class State(Enum):
-    """Where the association stands."""
-
-    IDLE = "idle"
-    ASSOCIATING = "AARQ sent"
-    AUTHENTICATING = "pass 3 sent"
-    READY = "associated"
-    ASKING = "request sent"
-    RELEASING = "RLRQ sent"
-    CLOSED = "released"
-    BROKEN = "broken"
-
-
-class Event(Enum):
-    """What changes the state."""
-
-    AARQ = "send AARQ"
-    ACCEPTED = "AARE accepts"
-    CHALLENGED = "AARE with StoC"
-    PROVEN = "f(CtoS) verified"
-    REQUEST = "send request"
-    ANSWERED = "answer complete"
-    RLRQ = "send RLRQ"
-    RLRE = "RLRE"
-    FAILED = "anything else"
-
-
-TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
-    (State.IDLE, Event.AARQ): State.ASSOCIATING,
-    (State.ASSOCIATING, Event.ACCEPTED): State.READY,
-    (State.ASSOCIATING, Event.CHALLENGED): State.AUTHENTICATING,
-    (State.AUTHENTICATING, Event.PROVEN): State.READY,
-    (State.READY, Event.REQUEST): State.ASKING,
-    (State.ASKING, Event.ANSWERED): State.READY,
-    (State.READY, Event.RLRQ): State.RELEASING,
-    (State.RELEASING, Event.RLRE): State.CLOSED,
-    **{(state, Event.FAILED): State.BROKEN for state in State},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +175,10 @@ class Association:
         self._dedicated_counter = 0
         self._dedicated_peer_counter = -1
         self._invoke = 0
+        self._level = terms.level
+        self._wants_general = terms.ciphering.startswith("general")
+        self._uses_dedicated = terms.ciphering in ("ded", "general-ded")
+        self._general = False
         if (terms.level or terms.mechanism is Mechanism.HLS5_GMAC) and (
             context is None or next_counter is None
         ):
@@ -279,19 +213,19 @@ class Association:
         hls = terms.mechanism > Mechanism.LLS
         if hls and len(challenge) not in CHALLENGE_OCTETS:
             raise LocalProtocolError(f"a challenge of {len(challenge)} octets, 8 to 64 are due")
-        self._move(Event.AARQ)
-        with self._failing():
+        self.move(Event.AARQ)
+        with _Failing(self):
             reply = yield self._aarq(challenge)
             aare = self._read_aare(reply)
             if not hls:
-                self._move(Event.ACCEPTED)
+                self.move(Event.ACCEPTED)
                 return
             s_to_c = aare.authentication_value
             if len(s_to_c) not in CHALLENGE_OCTETS:
                 raise MalformedApdu(f"StoC has {len(s_to_c)} octets, 8 to 64 are due")
             if s_to_c == challenge:
                 raise ProofInvalid("StoC mirrors CtoS: whoever answers need not know the key")
-            self._move(Event.CHALLENGED)
+            self.move(Event.CHALLENGED)
             floor = self.peer_counter
             proof = axdr.encode(axdr.octet_string(self._proof(challenge, s_to_c)))
             method = Method(15, terms.object, 1)
@@ -310,7 +244,7 @@ class Association:
                 self._verify(answer.returned.data, challenge, s_to_c, floor)
             except TagInvalid as wrong:
                 raise ProofInvalid(f"pass 4: {wrong}") from wrong
-            self._move(Event.PROVEN)
+            self.move(Event.PROVEN)
 
     def get(self, attribute: Attribute, selector: Selector | None = None) -> Exchange[bytes]:
         """Read an attribute, in one answer or in blocks; the value as A-XDR.
@@ -321,7 +255,7 @@ class Association:
         """
         if selector is not None:
             self.need(Conformance.SELECTIVE_ACCESS, "selective access")
-        with self._asking():
+        with _Asking(self):
             invoke = self._new_invoke()
             answer = yield from self._ask(GetRequest(attribute, selector, invoke).to_bytes())
             if isinstance(answer, GetResponse):
@@ -342,7 +276,7 @@ class Association:
         self.need(Conformance.MULTIPLE_REFERENCES, "several attributes at once")
         if any(selector is not None for _, selector in attributes):
             self.need(Conformance.SELECTIVE_ACCESS, "selective access")
-        with self._asking():
+        with _Asking(self):
             invoke = self._new_invoke()
             answer = yield from self._ask(GetRequestList(tuple(attributes), invoke).to_bytes())
             if isinstance(answer, GetResponseList):
@@ -370,7 +304,7 @@ class Association:
         """
         self.need(Conformance.SET, "SET")
         room = self.server_max_pdu - BLOCK_OVERHEAD if self.server_max_pdu else len(data)
-        with self._asking():
+        with _Asking(self):
             invoke = self._new_invoke()
             if len(data) <= room or Conformance.BLOCK_TRANSFER_SET not in self.negotiated:
                 answer = yield from self._ask(SetRequest(attribute, data, None, invoke).to_bytes())
@@ -408,7 +342,7 @@ class Association:
             As `get`.
         """
         self.need(Conformance.ACTION, "ACTION")
-        with self._asking():
+        with _Asking(self):
             invoke = self._new_invoke()
             answer = yield from self._ask(ActionRequest(method, parameters, invoke).to_bytes())
             whole = b""
@@ -437,15 +371,15 @@ class Association:
         if self.terms.release == "close":
             self.state = State.CLOSED
             return
-        self._move(Event.RLRQ)
+        self.move(Event.RLRQ)
         user = b""
         if self.terms.release == "rlrq-ciphered" and self.terms.level:
             user = self._protect(self._initiate_request(), dedicated=False)
-        with self._failing():
+        with _Failing(self):
             reply = yield acse.Rlrq(user_information=user).to_bytes()
             if not isinstance(acse.decode(reply), acse.Rlre):
                 raise MalformedApdu("another answer than RLRE")
-            self._move(Event.RLRE)
+            self.move(Event.RLRE)
 
     def need(self, service: Conformance, what: str) -> None:
         """Was it negotiated?
@@ -458,34 +392,12 @@ class Association:
 
     # --- states
 
-    def _move(self, event: Event) -> None:
+    def move(self, event: Event) -> None:
+        """Change the state by the table."""
         try:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:
             raise LocalProtocolError(f"{event.value} while {self.state.value}") from None
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Whatever escapes, an abandoned generator included, breaks the association."""
-        try:
-            yield
-        except BaseException:
-            self._move(Event.FAILED)
-            raise
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        """A request: an answer, also a no, leaves the association as it is; anything else breaks it."""
-        self._move(Event.REQUEST)
-        try:
-            yield
-        except Refused:
-            self._move(Event.ANSWERED)
-            raise
-        except BaseException:
-            self._move(Event.FAILED)
-            raise
-        self._move(Event.ANSWERED)
 
     # --- association
 
@@ -552,6 +464,7 @@ class Association:
         if not isinstance(initiate, acse.InitiateResponse):
             raise MalformedApdu(f"{initiate.NAME} instead of an initiate-response")
         self.negotiated = initiate.conformance
+        self._general = self._wants_general and Conformance.GENERAL_PROTECTION in self.negotiated
         self.server_max_pdu = initiate.max_pdu
         return aare
 
@@ -605,14 +518,16 @@ class Association:
     def _ask(self, plain: bytes, *, dedicated: bool | None = None) -> Exchange[apdu.Apdu]:
         """One request, one verified answer with the same invoke-id."""
         if dedicated is None:
-            dedicated = self.terms.ciphering in ("ded", "general-ded")
-        reply = yield self._protect(plain, dedicated=dedicated) if self.terms.level else plain
-        if reply[:1] == b"\xe0":
-            reply = yield from self._gather(reply)
-        self._check_exception(reply)
-        if self.terms.level:
+            dedicated = self._uses_dedicated
+        reply = yield self._protect(plain, dedicated=dedicated) if self._level else plain
+        if reply[:1] in _SPECIAL:
+            if reply[0] == apdu.GENERAL_BLOCK_TRANSFER:
+                reply = yield from self._gather(reply)
+            self._check_exception(reply)
+        if self._level:
             reply = self._unprotect(reply)
-            self._check_exception(reply, authenticated=True)
+            if reply[:1] in _SPECIAL:
+                self._check_exception(reply, authenticated=True)
         elif ciphering.is_ciphered(reply):
             raise MalformedApdu("a ciphered answer in an association without ciphering")
         answer = apdu.decode(reply)
@@ -693,9 +608,6 @@ class Association:
 
     def _protect(self, plain: bytes, *, dedicated: bool) -> bytes:
         terms = self.terms
-        general = terms.ciphering.startswith("general") and (
-            Conformance.GENERAL_PROTECTION in self.negotiated
-        )
         if dedicated:
             assert self._dedicated is not None
             self._dedicated_counter += 1
@@ -709,7 +621,7 @@ class Association:
             counter,
             plain,
             level=terms.level,
-            general=general,
+            general=self._general,
             dedicated=dedicated,
         )
 
@@ -724,7 +636,7 @@ class Association:
             raise MalformedApdu(f"{sealed.name} without a dedicated key")
         if sealed.title and sealed.title != self.meter_title:
             raise MalformedApdu("the answer bears another system title than the AARE")
-        missing = self.terms.level & ~sealed.control
+        missing = self._level & ~sealed.control
         if missing or sealed.control & BROADCAST:
             raise Downgraded(f"security control {sealed.control:02X} is less than was asked for")
         if sealed.control & SUITE_MASK != context.suite:
@@ -734,32 +646,47 @@ class Association:
             if opened.counter <= self._dedicated_peer_counter:
                 raise Replayed(f"counter {opened.counter} again, under the dedicated key")
             self._dedicated_peer_counter = opened.counter
-        elif opened.authenticated:
+        else:
             if opened.counter <= self.peer_counter:
                 raise Replayed(
                     f"the meter's counter {opened.counter} is not above {self.peer_counter}"
                 )
-            self._accepted(opened.counter)
+            self._accepted(opened.counter, durable=opened.authenticated)
         return opened.plain
 
-    def _accepted(self, counter: int) -> None:
+    def _accepted(self, counter: int, *, durable: bool = True) -> None:
         self.peer_counter = counter
-        if self._accept is not None and not self._accept(self.meter_title, counter):
+        if durable and self._accept is not None and not self._accept(self.meter_title, counter):
             raise Replayed(f"the meter's counter {counter} was accepted before")
 
 
-def is_counter_error(error: Refused) -> bool:
-    """Does the peer say that our invocation counter is too low?"""
-    return (
-        isinstance(error, ExceptionAnswered) and error.code == ServiceError.INVOCATION_COUNTER_ERROR
-    )
+class _Failing:
+    """Whatever escapes, an abandoned generator included, breaks the association."""
+
+    __slots__ = ("association",)
+
+    def __init__(self, association: Association) -> None:
+        self.association = association
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.association.move(Event.FAILED)
 
 
-def is_denied(error: AccessRefused) -> bool:
-    """Does the object not exist for this client?"""
-    return error.code in (
-        ActionResult.READ_WRITE_DENIED,
-        ActionResult.OBJECT_UNDEFINED,
-        ActionResult.OBJECT_UNAVAILABLE,
-        ActionResult.SCOPE_OF_ACCESS_VIOLATED,
-    )
+class _Asking:
+    """A request: an answer, also a no, leaves the association as it is; anything else breaks it."""
+
+    __slots__ = ("association",)
+
+    def __init__(self, association: Association) -> None:
+        self.association = association
+
+    def __enter__(self) -> None:
+        self.association.move(Event.REQUEST)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        answered = kind is None or issubclass(kind, Refused)
+        self.association.move(Event.ANSWERED if answered else Event.FAILED)

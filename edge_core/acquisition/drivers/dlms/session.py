@@ -33,27 +33,25 @@ from edge_core.errors import (
     TagInvalid,
 )
 from edge_core.protocols.dlms import axdr
-from edge_core.protocols.dlms.association import (
+from edge_core.protocols.dlms.association import Association, Exchange, Terms
+from edge_core.protocols.dlms.codes import Mechanism, UserDiagnostic
+from edge_core.protocols.dlms.cosem import Attribute
+from edge_core.protocols.dlms.refusals import (
     AccessRefused,
-    Association,
     AssociationRefused,
     ExceptionAnswered,
-    Exchange,
     NotNegotiated,
     ProofInvalid,
     ProofRefused,
-    State,
-    Terms,
     is_counter_error,
 )
-from edge_core.protocols.dlms.codes import Mechanism, UserDiagnostic
-from edge_core.protocols.dlms.cosem import Attribute
 from edge_core.protocols.dlms.security import (
     AUTHENTICATED,
     AUTHENTICATED_ENCRYPTED,
     ENCRYPTED,
     SecurityContext,
 )
+from edge_core.protocols.dlms.states import State
 from edge_core.transports import tcp
 
 if TYPE_CHECKING:

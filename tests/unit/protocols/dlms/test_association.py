@@ -23,25 +23,24 @@ from edge_core.errors import (
 )
 from edge_core.protocols.dlms import association as module
 from edge_core.protocols.dlms import axdr, ciphering
-from edge_core.protocols.dlms.association import (
-    TRANSITIONS,
+from edge_core.protocols.dlms.association import Association, Terms
+from edge_core.protocols.dlms.codes import Conformance, Mechanism
+from edge_core.protocols.dlms.cosem import Attribute, EntrySelector, Method
+from edge_core.protocols.dlms.refusals import (
     AccessRefused,
-    Association,
     AssociationRefused,
-    Event,
     ExceptionAnswered,
     NotNegotiated,
     ProofInvalid,
-    State,
-    Terms,
+    ProofRefused,
+    is_counter_error,
 )
-from edge_core.protocols.dlms.codes import Conformance, Mechanism
-from edge_core.protocols.dlms.cosem import Attribute, EntrySelector, Method
 from edge_core.protocols.dlms.security import (
     AUTHENTICATED,
     AUTHENTICATED_ENCRYPTED,
     SecurityContext,
 )
+from edge_core.protocols.dlms.states import TRANSITIONS, Event, State
 from simulators.dlms.meter import Meter
 from simulators.dlms.session import Refused, Session
 from simulators.fleet import Fleet
@@ -253,7 +252,7 @@ def test_the_wrong_password_is_named(make: Callable[..., Wire]) -> None:
 def test_the_wrong_secret_of_hls2(make: Callable[..., Wire]) -> None:
     wire = make({"security": "hls2"})
     wire.association._secret = Secret(bytes(16))
-    with pytest.raises(module.ProofRefused):
+    with pytest.raises(ProofRefused):
         wire.open()
 
 
@@ -397,7 +396,7 @@ def test_exceptions_in_the_clear_are_hints(make: Callable[..., Wire], hint: byte
     with pytest.raises(ExceptionAnswered) as answered:
         wire.run(wire.association.get(SERIAL))
     assert not answered.value.authenticated
-    assert module.is_counter_error(answered.value) == (hint[2] == 6)
+    assert is_counter_error(answered.value) == (hint[2] == 6)
     wire.tamper = lambda answer: answer
     assert wire.run(wire.association.get(SERIAL))
 
