@@ -21,6 +21,7 @@ from edge_core.protocols.dlms.codes import (
     words,
 )
 from edge_core.protocols.dlms.cosem import DESCRIPTOR_OCTETS, Attribute, read_descriptor
+from edge_core.protocols.dlms.parts import at_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,7 +236,7 @@ def _data_notification(octets: bytes) -> DataNotification:
 
 def _data_notification_confirm(octets: bytes) -> DataNotificationConfirm:
     long_invoke, time, at = split_data_notification(octets)
-    _at_end(octets, at)
+    at_end(octets, at)
     return DataNotificationConfirm(long_invoke, time)
 
 
@@ -256,29 +257,22 @@ def _event_notification(octets: bytes) -> EventNotification:
 
 def _exception_response(octets: bytes) -> ExceptionResponse:
     counter = int.from_bytes(octets[3:7], "big") if len(octets) == 7 else None
-    _at_end(octets, 3 if counter is None else 7)
+    at_end(octets, 3 if counter is None else 7)
     return ExceptionResponse(octets[1], octets[2], counter)
 
 
 def _confirmed_service_error(octets: bytes) -> ConfirmedServiceError:
-    _at_end(octets, 4)
+    at_end(octets, 4)
     return ConfirmedServiceError(octets[1], octets[2], octets[3])
 
 
 def _general_block_transfer(octets: bytes) -> GeneralBlockTransfer:
     _, control, number, acknowledged = _GBT.unpack_from(octets)
     data, at = axdr.read_octets(octets, _GBT.size)
-    _at_end(octets, at)
+    at_end(octets, at)
     return GeneralBlockTransfer(
         bool(control & 0x80), bool(control & 0x40), control & 0x3F, number, acknowledged, data
     )
-
-
-def _at_end(octets: bytes, at: int) -> None:
-    if at < len(octets):
-        raise MalformedApdu(f"{len(octets) - at} octets follow the APDU", at)
-    if at > len(octets):
-        raise MalformedApdu("the APDU is cut", len(octets))
 
 
 _READERS: Final[dict[int, Callable[[bytes], Apdu]]] = {

@@ -208,6 +208,8 @@ def _general_ciphering_header(apdu: bytes) -> tuple[bytes, bytes, int]:
         if choice != b"\x00":
             kind = {b"\x01": "wrapped", b"\x02": "agreed"}.get(choice, "unknown")
             raise MalformedApdu(f"general-ciphering under a {kind} key is not supported", at)
+        if apdu[at + 1 : at + 2] != b"\x00":
+            raise MalformedApdu("general-ciphering under the broadcast key is not supported", at)
         at += 2  # identified-key: key-id
     return fields[1], more, at
 

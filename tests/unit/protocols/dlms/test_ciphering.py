@@ -115,7 +115,13 @@ def test_general_ciphering_under_keys_of_both(context: SecurityContext, key_info
 
 
 @pytest.mark.parametrize(
-    ("key_info", "name"), [(b"\1\1\0\0", "wrapped"), (b"\1\2\0\0", "agreed"), (b"\1\7", "unknown")]
+    ("key_info", "name"),
+    [
+        (b"\1\1\0\0", "wrapped"),
+        (b"\1\2\0\0", "agreed"),
+        (b"\1\7", "unknown"),
+        (b"\1\0\1", "broadcast"),
+    ],
 )
 def test_general_ciphering_under_other_keys(
     context: SecurityContext, key_info: bytes, name: str
