@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from edge_core.acquisition.drivers.modbus.remarks import remark
 from edge_core.errors import ProtocolError
 from edge_core.protocols.dlms import acse, apdu, ciphering
 from edge_core.protocols.dlms.services import ActionRequest, ActionResponse, GetRequest
 from edge_core.protocols.dlms.wrapper import WrapperReader
 from edge_core.protocols.hdlc.frame import FrameReader, Kind
 from edge_core.protocols.hdlc.link import strip_llc
+from edge_core.protocols.modbus.remarks import remark
 
 if TYPE_CHECKING:
     from collections.abc import Callable
