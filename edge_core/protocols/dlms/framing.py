@@ -6,6 +6,7 @@ transfers are the business of `decode`.
 
 Invariants: octets that make no frame are reported, never dropped silently; if nothing at all can be used, the first
 damage is raised.
+Limits: MAX_OCTETS of input, MAX_WARNINGS of each kind.
 Source: DLMS UA Green Book ed. 9, clauses 7 and 8; captures in tests/data/frames.
 """
 
@@ -29,6 +30,7 @@ Direction = tuple[bytes, bytes]
 """Source and destination address, as octets."""
 _ANY: Final[Direction] = (b"", b"")
 MAX_OCTETS: Final = 16 << 20
+MAX_WARNINGS: Final = 20
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -85,6 +87,14 @@ def unframe(frames: Sequence[bytes]) -> Unframed:
     return Unframed("none", tuple(Piece(_ANY, frame) for frame in frames))
 
 
+def _warn(warnings: list[str], text: str) -> None:
+    """A line of noise makes no million warnings."""
+    if len(warnings) < MAX_WARNINGS:
+        warnings.append(text)
+    elif len(warnings) == MAX_WARNINGS:
+        warnings.append("more damage of this kind")
+
+
 def _is_get_data_result(octets: bytes) -> bool:
     """00 and an array: the answer to a GET without its head, which begins like a wrapper."""
     try:
@@ -127,7 +137,7 @@ def _hdlc(octets: bytes) -> Unframed:
             kind = frame.kind
         except MalformedFrame as error:
             damage = damage or error
-            warnings.append(f"{error} at octet {error.offset}")
+            _warn(warnings, f"{error} at octet {error.offset}")
             continue
         direction = (frame.source, frame.destination)
         if kind not in (Kind.I, Kind.UI) or not frame.information:
@@ -202,7 +212,7 @@ def _mbus(octets: bytes) -> Unframed:
             apdu = assembler.take(frame)
         except MalformedFrame as error:
             damage = damage or error
-            warnings.append(str(error))
+            _warn(warnings, str(error))
             continue
         if apdu:
             pieces.append(Piece(_ANY, apdu))

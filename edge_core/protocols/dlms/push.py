@@ -1,6 +1,7 @@
 """Pushes: from a datagram to a notification, and from a notification to alerts.
 
     envelope = push.open_datagram(octets)              # wrapper; sender's title and counter, nothing verified
+                                                       # (by TCP: for envelope in push_stream.feed(octets))
     context = keys of the meter with envelope.title    # the caller knows the meters
     opened = envelope.open(context, title)             # tag verified
     ... the caller refuses a counter that was heard before, and too little protection ...
@@ -29,6 +30,7 @@ from edge_core.domain import Obis, obis_from_bytes
 from edge_core.errors import LocalProtocolError, MalformedApdu
 from edge_core.protocols.dlms import apdu, bodies, ciphering, wrapper
 from edge_core.protocols.dlms.axdr import BitString, Data, DataType
+from edge_core.protocols.dlms.blocks import BlockAssembler
 from edge_core.protocols.dlms.bodies import CLOCK, Reading
 from edge_core.protocols.dlms.security import (
     AUTHENTICATED,
@@ -128,6 +130,49 @@ def envelope(wpdu: wrapper.Wpdu) -> Envelope:
     """
     sealed = ciphering.peek(wpdu.apdu) if ciphering.is_ciphered(wpdu.apdu) else None
     return Envelope(wpdu.source, wpdu.destination, wpdu.apdu, sealed)
+
+
+class PushStream:
+    """Pushes that come by TCP: cut from the stream, general block transfers put together.
+
+    Args:
+        max_apdu: longest APDU that is accepted, also after a block transfer.
+    """
+
+    __slots__ = ("_blocks", "_reader", "max_apdu")
+
+    def __init__(self, max_apdu: int = wrapper.MAX_APDU) -> None:
+        self.max_apdu = max_apdu
+        self._reader = wrapper.WrapperReader(max_apdu)
+        self._blocks: BlockAssembler | None = None
+
+    def feed(self, octets: bytes) -> list[Envelope]:
+        """What these octets complete.
+
+        Raises:
+            MalformedFrame: no wrapper stream, now and from then on: close the connection.
+            MalformedApdu: lengths that cannot be, or a block is missing.
+        """
+        self._reader.feed(octets)
+        out: list[Envelope] = []
+        while (wpdu := self._reader.next()) is not None:
+            if wpdu.apdu[:1] == b"\xe0":
+                whole = self._take(wpdu.apdu)
+                if whole is None:
+                    continue
+                wpdu = wpdu._replace(apdu=whole)
+            out.append(envelope(wpdu))
+        return out
+
+    def _take(self, octets: bytes) -> bytes | None:
+        block = apdu.decode(octets)
+        assert isinstance(block, apdu.GeneralBlockTransfer)
+        if self._blocks is None or block.number == 1:
+            self._blocks = BlockAssembler(self.max_apdu)
+        whole = self._blocks.take(block)
+        if block.last:
+            self._blocks = None
+        return whole
 
 
 class Cause(msgspec.Struct, frozen=True):

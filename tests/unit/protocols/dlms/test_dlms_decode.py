@@ -440,6 +440,14 @@ def test_damage_among_mbus_and_wrapper_frames() -> None:
     assert "version" in document.warnings[0]
 
 
+def test_noise_makes_no_million_warnings() -> None:
+    damaged = bytearray(hdlc(PUSH, 0, meter=True))
+    damaged[-3] ^= 1
+    document = decode([bytes(damaged) * 1000 + hdlc(PUSH, 0, meter=True)])
+    assert document.value == [5]
+    assert len(document.warnings) == 21
+
+
 def test_values_as_json() -> None:
     clock = bytes.fromhex("07e901020304050607ffc481")
     assert to_json(axdr.date_time(clock)) == {

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge_core.config.models import load_model
 from edge_core.domain import ALARM_KINDS, Secret
@@ -246,3 +248,44 @@ def test_a_push_setup_is_no_register() -> None:
     found = bodies.recognise(axdr.decode_whole(india(85), 6))
     assert found.readings == ()
     assert (found.setup, found.clock) == ("0.4.25.9.0.255", CLOCK)
+
+
+@given(st.lists(st.integers(0, 127), min_size=1, max_size=3), st.integers(5, 60), st.data())
+def test_pushes_by_tcp_cut_anywhere(bits: list[int], size: int, data: st.DataObject) -> None:
+    """Whole, in general block transfers, and the stream cut at any octet."""
+    octets = b""
+    for bit in bits:
+        sealed = ciphering.seal(CONTEXT, TITLE, bit, india(bit), general=True)
+        octets += wrap(1, 64, sealed)
+        pieces = [sealed[i : i + size] for i in range(0, len(sealed), size)]
+        for n, piece in enumerate(pieces, 1):
+            last = n == len(pieces)
+            block = apdu.GeneralBlockTransfer(last, not last, 0, n, 0, piece)
+            octets += wrap(1, 64, block.to_bytes())
+    stream = push.PushStream()
+    out = []
+    at = 0
+    while at < len(octets):
+        step = data.draw(st.integers(1, len(octets) - at))
+        out += stream.feed(octets[at : at + step])
+        at += step
+    found = [push.read(e.open(CONTEXT).plain, INDIA) for e in out]
+    words = [push.status_bits(n.get(push.EVENT_STATUS_WORD) or axdr.NULL) for n in found]
+    assert words == [(bit,) for bit in bits for _ in range(2)]
+
+
+def test_a_stream_that_is_none() -> None:
+    stream = push.PushStream(max_apdu=100)
+    with pytest.raises(MalformedFrame):
+        stream.feed(b"GET / HTTP/1.1")
+    with pytest.raises(MalformedFrame):
+        stream.feed(wrap(1, 64, india(85)))
+    stream = push.PushStream(max_apdu=100)
+    blocks = [apdu.GeneralBlockTransfer(False, True, 0, n, 0, bytes(60)) for n in (1, 2, 4)]
+    assert stream.feed(wrap(1, 64, blocks[0].to_bytes())) == []
+    with pytest.raises(MalformedApdu, match="above 100"):
+        stream.feed(wrap(1, 64, blocks[1].to_bytes()))
+    stream = push.PushStream()
+    stream.feed(wrap(1, 64, blocks[0].to_bytes()))
+    with pytest.raises(MalformedApdu, match="block 4 came"):
+        stream.feed(wrap(1, 64, blocks[2].to_bytes()))
