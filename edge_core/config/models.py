@@ -559,12 +559,13 @@ def _modbus(
                 f'no point "{point.scale_point}"',
                 hint,
             )
-    derived = raw.get("derived", {})
-    for total, parts in derived.items() if isinstance(derived, dict) else ():
-        for part in parts if isinstance(parts, list) else (parts,):
+    derived = _texts(raw.get("derived", {}), findings, file, "derived")
+    sentinels = _texts(raw.get("sentinels", {}), findings, file, "sentinels")
+    for total, parts in derived.items():
+        for part in parts:
             if part not in points:
                 findings.mistake(
-                    file, "derived", total, f'no point "{part}"', did_you_mean(str(part), points)
+                    file, "derived", total, f'no point "{part}"', did_you_mean(part, points)
                 )
     if not rows:
         findings.mistake(file, "points", "", "a Modbus model has at least one of [[points]]")
@@ -575,14 +576,6 @@ def _modbus(
             if sampled not in points and sampled not in derived:
                 hint = did_you_mean(sampled, (*points, *derived))
                 findings.mistake(file, table, "points", f'no point "{sampled}"', hint)
-    try:
-        extra = msgspec.convert(
-            {"derived": derived, "sentinels": raw.get("sentinels", {})},
-            type=dict[str, dict[str, tuple[str, ...] | str]],
-        )
-    except msgspec.ValidationError as error:
-        findings.mistake(file, "derived or sentinels", "", str(error))
-        return None
     if link is None or interval is None or midnight is None:
         return None
     return ModbusModel(
@@ -591,10 +584,8 @@ def _modbus(
         link=link,
         points=tuple(points.values()),
         identify=identify,
-        derived={k: (v,) if isinstance(v, str) else v for k, v in extra["derived"].items()},
-        sentinels={
-            k: v if isinstance(v, str) else ", ".join(v) for k, v in extra["sentinels"].items()
-        },
+        derived=derived,
+        sentinels={name: ", ".join(texts) for name, texts in sentinels.items()},
         interval=interval,
         midnight=midnight,
     )
@@ -612,3 +603,13 @@ def _named(cls: type[S], raw: object, findings: Findings, file: str, table: str)
         return {}
     built = {key: build(cls, value, findings, file, f"{table}.{key}") for key, value in raw.items()}
     return {key: struct for key, struct in built.items() if struct is not None}
+
+
+def _texts(raw: object, findings: Findings, file: str, table: str) -> dict[str, tuple[str, ...]]:
+    """A table whose values are texts or lists of texts."""
+    try:
+        converted = msgspec.convert(raw, dict[str, tuple[str, ...] | str])
+    except msgspec.ValidationError as error:
+        findings.mistake(file, table, "", str(error))
+        return {}
+    return {key: (value,) if isinstance(value, str) else value for key, value in converted.items()}
