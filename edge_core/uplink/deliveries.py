@@ -34,6 +34,7 @@ class Sent:
         in_flight: a publish call has not returned.
         published: the broker confirmed it at least once.
         refusals: how often the broker refused it.
+        breaks: how many connections broke under it since the last confirmation.
     """
 
     n: int
@@ -46,6 +47,7 @@ class Sent:
     in_flight: bool = False
     published: bool = False
     refusals: int = 0
+    breaks: int = 0
 
     def back_off(self, now: float) -> None:
         """Say when it is sent again if nothing is heard."""

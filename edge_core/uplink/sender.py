@@ -15,25 +15,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import hashlib
 import logging
 import random
 from collections import deque
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from zoneinfo import ZoneInfo
 
 from edge_core import errors
-from edge_core.uplink import topics as limits
 from edge_core.uplink.alarm_lane import AlarmLane
-from edge_core.uplink.deliveries import Deliveries, Sent
+from edge_core.uplink.deliveries import Deliveries
 from edge_core.uplink.outbox import ALARM, NOTE, SEGMENT, Outbox
-from edge_core.uplink.pacing import Quota, Window
 from edge_core.uplink.packer import Draft, Packer, room_of
-from edge_core.uplink.payloads import down, events, notes
-from edge_core.uplink.payloads.envelope import message
+from edge_core.uplink.payloads import down, events
 from edge_core.uplink.status import Counts, Hooks, SenderStatus
 from edge_core.uplink.topics import Topics
+from edge_core.uplink.transmitter import Outcomes, Transmitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -43,6 +38,7 @@ if TYPE_CHECKING:
     from edge_core.domain import Alarm
     from edge_core.journal import Journal
     from edge_core.uplink.clients import Client
+    from edge_core.uplink.deliveries import Sent
     from edge_core.uplink.outbox import AsideRow, Item, Ref
 
 T = TypeVar("T")
@@ -51,21 +47,13 @@ __all__ = ["Counts", "Hooks", "Sender", "SenderStatus"]
 
 log = logging.getLogger(__name__)
 
-MESSAGE_BYTES = {"greengrass": 4_800}
-DEFAULT_MESSAGE_BYTES = 100_000
-IN_FLIGHT = {"greengrass": 2}
-DEFAULT_IN_FLIGHT = 20
-ALARMS_IN_FLIGHT = {"greengrass": 1}
-DEFAULT_ALARMS_IN_FLIGHT = 40
-
 MOST_OCTETS = 4 << 20
 MOST_MESSAGES = 400
 LINGER_S = 300.0  # civil seconds that live reads wait for company; 16 kB leave at once
 BACK_OFF_S = (1.0, 60.0)
-STABLE_S = 30.0  # a connection that lasted so long makes the next back-off short again
+STABLE_S = 30.0  # a connection that lasted so long, or carried anything, makes the next back-off short again
 NO_ACKS_S = 180.0
 UNANSWERED_ATTEMPTS = 10  # with other messages acked meanwhile
-MOST_REFUSALS = 5
 RETRY_ASIDE_S = 3_600.0
 UNHEARD_RESENDS = 16  # without any ack in between; then a rest
 REST_S = 60.0
@@ -99,36 +87,34 @@ class Sender:
         linger_s: float = LINGER_S,
         no_acks_s: float = NO_ACKS_S,
     ) -> None:
-        kind = config.uplink.kind
-        self._dcu = config.gateway.id
+        dcu = config.gateway.id
+        self._dcu = dcu
         self._journal, self._client, self._clock = journal, client, clock
         self._hooks = hooks or Hooks()
         self._rng = rng or random.Random()
-        self._zone = ZoneInfo(config.gateway.timezone)
         self._topics = Topics(
-            config.uplink.topic_prefix, self._dcu, basic_ingest=config.uplink.basic_ingest
+            config.uplink.topic_prefix, dcu, basic_ingest=config.uplink.basic_ingest
         )
-        self._limit = min(
-            config.uplink.max_message_bytes or MESSAGE_BYTES.get(kind, DEFAULT_MESSAGE_BYTES),
-            limits.MAX_PAYLOAD_BYTES,
-        )
-        self._budget = int(config.uplink.byte_budget_per_day)
-        self._acked_by_publish = config.uplink.ack == "broker" or client.confirms
         self._linger_s = linger_s / clock.speed
         self._no_acks_s = self._no_acks_after = no_acks_s
-        self._most_in_flight = config.uplink.max_in_flight or IN_FLIGHT.get(kind, DEFAULT_IN_FLIGHT)
-        self._window = Window(self._most_in_flight)
-        self._alarm_slots = asyncio.Semaphore(ALARMS_IN_FLIGHT.get(kind, DEFAULT_ALARMS_IN_FLIGHT))
-        self._quota = Quota(clock)
         self.counts = Counts()
         self._outbox = Outbox.open(config.data_dir / "uplink.db", clock=clock)
         self._begin_epoch()
         self._deliveries = Deliveries(self._outbox)
+        self._out = Transmitter(
+            config,
+            client,
+            clock,
+            self._outbox,
+            self._deliveries,
+            self.counts,
+            Outcomes(self._stored, self._confirmed, self._set_aside, self._again, self._resized),
+        )
         self._packer = Packer(
             journal,
             self._topics,
             covered=self._deliveries.covered,
-            room=room_of(self._limit, self._dcu),
+            room=room_of(self._out.limit, dcu),
             describe=describe,
         )
         self._alarms = AlarmLane(
@@ -138,18 +124,13 @@ class Sender:
             clock=clock,
             batch_s=config.alarms.batch_ms / 1_000,
             room=self._packer.room,
-            narrow=kind == "greengrass",
+            narrow=config.uplink.kind == "greengrass",
         )
         self._builder = concurrent.futures.ThreadPoolExecutor(1, "uplink builder")
-        self._wake, self._connected, self._stopping = (
-            asyncio.Event(),
-            asyncio.Event(),
-            asyncio.Event(),
-        )
+        self._connected, self._stopping = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commit_told = False
         self._publishing: set[asyncio.Task[None]] = set()
-        self._paused = False
         self._reason = "not yet connected"
         self._notes: deque[Draft] = deque()
         self._notes_after, self._notes_told = 0, True
@@ -194,14 +175,14 @@ class Sender:
     def publish_health(self, body: dict[str, Any]) -> None:
         """Publish how the box is, if connected; the latest only. On the event loop."""
         self._health = body
-        if self._connected.is_set() and not self._spent_out():
-            self._task(self._send_health())
+        if self._connected.is_set() and not self._out.spent_out:
+            self._task(self._out.health(self._topics.plain("health"), body))
 
     def status(self) -> SenderStatus:
         """How the uplink is. Any thread."""
         state = "connected" if self._connected.is_set() else "disconnected"
         return SenderStatus(
-            "budget spent" if state == "connected" and self._spent_out() else state,
+            "budget spent" if state == "connected" and self._out.spent_out else state,
             "" if self._connected.is_set() else self._reason,
             self._outbox.epoch,
             len(self._publishing),
@@ -255,10 +236,10 @@ class Sender:
     def _committed(self) -> None:
         self._commit_told = False
         self._notes_told = True
-        self._wake.set()
+        self._out.changed.set()
 
     def _alarm_heard(self, alarm: Alarm) -> None:
-        if self._connected.is_set() and not self._paused:
+        if self._connected.is_set() and not self._out.paused:
             self._alarms.heard(alarm, asyncio.get_running_loop())
         else:
             self._alarms.missed = True
@@ -273,7 +254,7 @@ class Sender:
                 self._reason = "waiting for a valid clock"  # `sent` and TLS need one
                 await asyncio.sleep(HOUSEKEEPING_S)
                 continue
-            began = self._clock.monotonic()
+            began, published = self._clock.monotonic(), self.counts.published
             try:
                 await self._client.connect()
                 self.counts.connects += 1
@@ -298,39 +279,29 @@ class Sender:
                 log.warning("uplink: not connected: %s", reason)
                 lost_logged = True
                 self._hooks.on_connected(False, reason)
-            if self._clock.monotonic() - began > STABLE_S:
+            if self._clock.monotonic() - began > STABLE_S or self.counts.published > published:
                 wait = BACK_OFF_S[0]
             await asyncio.sleep(wait * self._rng.uniform(0.5, 1.0))
             wait = min(BACK_OFF_S[1], wait * 2)
 
     def _on_connected(self) -> None:
         now = self._clock.monotonic()
-        most = self._client.receive_maximum
-        self._window.most = max(
-            1, min(self._most_in_flight, most if most > 40 else (most + 1) // 2)
-        )
-        self._window.size = min(self._window.size, float(self._window.most))
         self._unanswered_since = None
-        self._fit_broker(self._client.max_payload)
+        self._out.connected()
         for sent in self._deliveries.sent.values():
             if not sent.published:
                 sent.due = now
         self._alarms.missed = True
         self._connected.set()
-        self._wake.set()
+        self._out.changed.set()
         self._hooks.on_connected(True, "")
         self._task(self._after_connect())
-
-    def _fit_broker(self, most: int | None) -> None:
-        """Message sizes for what this broker takes."""
-        limit = self._limit if most is None else min(self._limit, most)
-        self._packer.room = self._alarms.room = room_of(limit, self._dcu)
 
     async def _after_connect(self) -> None:
         await self._look_for_alarms()
         await self._build(self._packer.demote)
         if self._health is not None:
-            await self._send_health()
+            await self._out.health(self._topics.plain("health"), self._health)
 
     # --- down
 
@@ -350,11 +321,11 @@ class Sender:
             self._hooks.on_command(topic.removeprefix(self._topics.commands), payload)
 
     def _take_ack(self, ack: down.Ack) -> None:
-        if ack.dcu != self._dcu or ack.epoch != self._outbox.epoch or self._paused:
+        if ack.dcu != self._dcu or ack.epoch != self._outbox.epoch or self._out.paused:
             self.counts.acks_ignored += 1
             return
         if ack.high > self._outbox.reserved:
-            self._paused = True
+            self._out.paused = True
             self._task(
                 self._renumber(f"the cloud has n = {ack.high}, we reserved {self._outbox.reserved}")
             )
@@ -366,7 +337,17 @@ class Sender:
         for n, code, why in ack.rejected:
             self.counts.rejected += 1
             self._set_aside(n, "cloud-refused", f"{code}: {why}")
-        self._wake.set()
+        self._out.changed.set()
+
+    def _stored(self, n: int) -> None:
+        self._acked([(n, n)])
+
+    def _confirmed(self) -> None:
+        if self._unanswered_since is None:
+            self._unanswered_since = self._clock.monotonic()
+
+    def _resized(self, limit: int) -> None:
+        self._packer.room = self._alarms.room = room_of(limit, self._dcu)
 
     def _acked(self, ranges: Iterable[tuple[int, int]]) -> None:
         numbers, items = self._deliveries.acked(ranges)
@@ -418,47 +399,24 @@ class Sender:
             self._notes_after, self._notes_told = 0, True
             self._alarms.missed = True
         finally:
-            self._paused = False
-        self._wake.set()
+            self._out.paused = False
+        self._out.changed.set()
         self._hooks.on_new_epoch(epoch, why)
 
     # --- up
 
-    def _enter(self, draft: Draft) -> Sent | None:
-        """Give a draft its number, and write it into the books. None while no number is to be had."""
-        n = None if self._paused else self._outbox.take()
-        if n is None:
-            return None
-        payload = self._message(draft.name, draft.kind, draft.members, n)
-        sent = Sent(n, draft.topic, payload, draft.refs, draft.lane, self._clock.monotonic())
-        self._deliveries.send(sent, hashlib.sha256(payload).digest())
-        return sent
-
-    def _message(self, name: str, kind: str, members: list[tuple[str, bytes]], n: int) -> bytes:
-        return message(
-            name,
-            dcu=self._dcu,
-            epoch=self._outbox.epoch,
-            n=n,
-            sent=int(self._clock.now()),
-            kind=kind,
-            members=members,
-        )
-
     def _emit_alarm(self, draft: Draft) -> bool:
-        if not self._connected.is_set() or self._paused:
-            return False
-        sent = self._enter(draft)
+        sent = self._out.enter(draft) if self._connected.is_set() else None
         if sent is None:
             return False
-        self._task(self._transmit(sent))
+        self._task(self._out.transmit(sent))
         return True
 
     async def _bulk(self) -> None:
         """Resends, notes, live, backlog, in this order, as window, quota and budget allow."""
         while True:
             await self._connected.wait()
-            self._wake.clear()
+            self._out.changed.clear()
             try:
                 idle_s = await self._bulk_step()
             except Exception:  # the edge of a room: a file that cannot be read is no end of sending
@@ -468,22 +426,23 @@ class Sender:
             if idle_s > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.005, idle_s)):
-                        await self._wake.wait()
+                        await self._out.changed.wait()
 
     async def _bulk_step(self) -> float:
         """Send one message: 0.0. Or say for how many seconds there is nothing to do unless something wakes us."""
-        if not self._window.free or self._paused:
+        if not self._out.free:
             return HOUSEKEEPING_S
         now = self._clock.monotonic()
         again, idle_s = self._next_resend(now)
         if again is not None:
             self.counts.resent += 1
-            await self._leave(again)
+            await self._out.bulk_turn(again)
+            self._task(self._out.transmit(again))
             return 0.0
         if len(self._deliveries.sent) >= MOST_MESSAGES or self._deliveries.octets >= MOST_OCTETS:
             return idle_s
         draft = await self._next_note()
-        if draft is None and not self._spent_out():
+        if draft is None and not self._out.spent_out:
             draft, when = await self._build(self._packer.draft, "live", now, self._linger_s)
             if draft is None:
                 draft, _ = await self._build(self._packer.draft, "backlog", now, 0.0)
@@ -492,31 +451,21 @@ class Sender:
         self._book_refusals()
         if draft is None:
             return max(idle_s, 0.005)
-        while (sent := self._enter(draft)) is None:
+        while (sent := self._out.enter(draft)) is None:
             await asyncio.sleep(HOUSEKEEPING_S)  # the disk is full, or a new epoch begins
-            if self._renumbering():
+            if self._out.paused:
                 return HOUSEKEEPING_S  # the packer begins again and will make this draft anew
-        await self._leave(sent)
+        await self._out.bulk_turn(sent)
+        self._task(self._out.transmit(sent))
         return 0.0
-
-    async def _leave(self, sent: Sent) -> None:
-        """Hand a message of the bulk lanes to the client when the quota allows."""
-        sent.in_flight = True
-        self._window.entered()
-        try:
-            await self._quota.take(len(sent.payload))
-        except asyncio.CancelledError:
-            sent.in_flight = False
-            self._window.left(None)
-            raise
-        self._spend(len(sent.payload))
-        self._task(self._transmit(sent))
 
     def _next_resend(self, now: float) -> tuple[Sent | None, float]:
         """The first bulk message that is due again, or for how long none is."""
         soonest = now + LOOK_S
         for sent in self._deliveries.sent.values():
             if sent.lane == "alarms" or sent.in_flight:
+                continue
+            if not self._out.may_leave(sent):
                 continue
             if sent.due > now:
                 soonest = min(soonest, sent.due)
@@ -560,73 +509,6 @@ class Sender:
             )
             self._report_aside(n, row)
 
-    async def _transmit(self, sent: Sent) -> None:
-        """One publish, and what follows from its outcome."""
-        alarm = sent.lane == "alarms"
-        sent.in_flight = True
-        sent.attempts += 1
-        took_s: float | None = None
-        try:
-            if alarm:
-                async with self._alarm_slots:
-                    await self._quota.take(len(sent.payload), alarm=True)
-                    self._spend(len(sent.payload))
-                    await self._publish(sent)
-            else:
-                began = self._clock.monotonic()
-                await self._publish(sent)
-                took_s = self._clock.monotonic() - began
-        except errors.PublishRefused as error:
-            self._on_refused(sent, error)
-        except errors.BrokerUnreachable:
-            sent.due = self._clock.monotonic() + HOUSEKEEPING_S
-        except Exception as error:  # the edge of a room: a broken message must not stop the others
-            log.exception("uplink: publishing message %d failed", sent.n)
-            self._on_refused(sent, errors.PublishRefused(f"{type(error).__name__}: {error}", 0))
-        finally:
-            sent.in_flight = False
-            if not alarm:
-                self._window.left(took_s)
-            self._wake.set()
-
-    async def _publish(self, sent: Sent) -> None:
-        most = self._client.max_payload
-        if most is not None and len(sent.payload) > most:
-            self._withdraw(sent, most)
-            return
-        await self._client.publish(sent.topic, sent.payload)
-        self._on_published(sent)
-
-    def _on_published(self, sent: Sent) -> None:
-        now = self._clock.monotonic()
-        self.counts.published += 1
-        self.counts.octets += len(sent.payload)
-        sent.published = True
-        sent.back_off(now)
-        if self._deliveries.sent.get(sent.n) is not sent:
-            return  # acked already, or of an epoch that is over
-        if self._acked_by_publish:
-            self._acked([(sent.n, sent.n)])
-        elif self._unanswered_since is None:
-            self._unanswered_since = now
-
-    def _on_refused(self, sent: Sent, error: errors.PublishRefused) -> None:
-        self.counts.refused += 1
-        sent.refusals += 1
-        sent.back_off(self._clock.monotonic())
-        if sent.refusals == 1:
-            log.warning("uplink: message %d to %s: %s", sent.n, sent.topic, error)
-        if self._deliveries.sent.get(sent.n) is sent and sent.refusals >= MOST_REFUSALS:
-            if sent.lane == "alarms":
-                return  # goes on trying, once a minute
-            self._set_aside(sent.n, "broker-refused", str(error))
-
-    def _withdraw(self, sent: Sent, most: int) -> None:
-        """The broker takes less than the message has: its parts go into smaller ones."""
-        if self._deliveries.sent.get(sent.n) is sent:
-            log.warning("uplink: the broker takes %d octets, message %d has more", most, sent.n)
-            self._again(self._deliveries.withdraw(sent.n))
-
     def _again(self, refs: Iterable[Ref]) -> None:
         parts = list(refs)
         if any(ref.kind == ALARM for ref in parts):
@@ -634,18 +516,6 @@ class Sender:
         if any(ref.kind == NOTE for ref in parts):
             self._notes_after, self._notes_told = 0, True
         self._task(self._build(self._packer.again, parts))
-
-    async def _send_health(self) -> None:
-        body = self._health
-        if body is None:
-            return
-        payload = self._message("health", "health", notes.members("health", "", body), 0)
-        await self._quota.take(len(payload))
-        self._spend(len(payload))
-        with contextlib.suppress(errors.UplinkError):  # the next one comes soon
-            await self._client.publish(self._topics.plain("health"), payload)
-            self.counts.published += 1
-            self.counts.octets += len(payload)
 
     # --- housekeeping
 
@@ -655,7 +525,7 @@ class Sender:
             if self._unreleased:
                 items, self._unreleased = self._unreleased, []
                 self._release(items)
-            if not self._connected.is_set() or self._paused:
+            if not self._connected.is_set() or self._out.paused:
                 continue
             try:
                 await self._keep_house(self._clock.monotonic())
@@ -667,7 +537,7 @@ class Sender:
         for sent in list(self._deliveries.sent.values()):
             if sent.lane == "alarms" and not sent.in_flight and sent.due <= now and sent.attempts:
                 self.counts.resent += 1
-                self._task(self._transmit(sent))
+                self._task(self._out.transmit(sent))
         if self._alarms.missed or now - self._looked > LOOK_S:
             self._looked = now
             await self._look_for_alarms()
@@ -730,20 +600,6 @@ class Sender:
         self._deliveries.release(await self._build(gone))
 
     # --- small
-
-    def _renumbering(self) -> bool:
-        return self._paused
-
-    def _today(self) -> int:
-        return datetime.fromtimestamp(self._clock.now(), self._zone).toordinal()
-
-    def _spend(self, octets: int) -> None:
-        """Count octets against the day's budget when they leave, delivered or not: the link is paid either way."""
-        if self._budget:
-            self._outbox.spend(self._today(), octets)
-
-    def _spent_out(self) -> bool:
-        return bool(self._budget) and self._outbox.spent(self._today()) >= self._budget
 
     async def _build(self, work: Callable[..., T], *args: Any) -> T:
         """Run in the builder's thread, which alone touches packer and journal reads."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from edge_core import errors
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -19,6 +21,10 @@ class Downward(NamedTuple):
 
     topic: str
     payload: bytes
+
+
+class NotConnected(errors.BrokerUnreachable):
+    """Nothing left this box: there was no connection."""
 
 
 class Client(Protocol):
@@ -46,7 +52,8 @@ class Client(Protocol):
         """Publish at least once and wait for the confirmation.
 
         Raises:
-            BrokerUnreachable: not connected, or it broke before the confirmation.
+            NotConnected: nothing was sent.
+            BrokerUnreachable: the connection broke before the confirmation.
             PublishRefused: the other side refused this message.
         """
         ...

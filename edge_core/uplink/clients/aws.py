@@ -17,7 +17,7 @@ from awscrt import exceptions, http, io, mqtt5
 from awsiot import mqtt5_client_builder
 
 from edge_core import errors
-from edge_core.uplink.clients import Downward
+from edge_core.uplink.clients import Downward, NotConnected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 20.0
+CONNECT_S = 12.0
 CONNACK_S = 10
 SUBSCRIBE_S = 10.0
 PUBACK_S = 10.0
@@ -100,13 +100,13 @@ class AwsClient:
 
     async def publish(self, topic: str, payload: bytes) -> None:
         if self._connection is None:
-            raise errors.BrokerUnreachable("not connected")
+            raise NotConnected("not connected")
         await self._connection.publish(topic, payload)
 
     async def messages(self) -> AsyncIterator[Downward]:
         connection = self._connection
         if connection is None:
-            raise errors.BrokerUnreachable("not connected")
+            raise NotConnected("not connected")
         while True:
             message = await connection.down.get()
             if message is None:
@@ -133,7 +133,6 @@ class _Connection:
         self.over = False
         self.reason = ""
         self.receive_maximum = MOST_IN_FLIGHT
-        self._pending: set[asyncio.Future[Any]] = set()
         try:
             self._client = build(
                 on_lifecycle_connection_success=self._later(self._succeeded),
@@ -162,7 +161,7 @@ class _Connection:
                 await self._connected
         except TimeoutError:
             raise errors.BrokerUnreachable(
-                f"{self._name}: no answer within {CONNECT_S:.0f} s"
+                f"{self._name}: no answer within {CONNECT_S:.0f} s; an untrusted certificate looks the same"
             ) from None
 
     async def subscribe(self, topic: str) -> None:
@@ -180,7 +179,7 @@ class _Connection:
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publish at QoS 1 and wait for the PUBACK."""
         if self.over:
-            raise errors.BrokerUnreachable(self.reason or "not connected")
+            raise NotConnected(self.reason or "not connected")
         packet = mqtt5.PublishPacket(topic=topic, payload=payload, qos=mqtt5.QoS.AT_LEAST_ONCE)
         limit = PUBACK_S + len(payload) / SLOWEST_OCTETS_PER_S
         done = await self._result(self._client.publish(packet), limit, "PUBLISH")
@@ -190,8 +189,19 @@ class _Connection:
             raise errors.PublishRefused(f"IoT Core refused: {why}", code)
 
     async def _result(self, future: Future[Any], limit_s: float, what: str) -> Any:
-        waiting = asyncio.wrap_future(future)
-        self._pending.add(waiting)
+        waiting: asyncio.Future[Any] = self._loop.create_future()
+
+        def copy() -> None:
+            if waiting.done():
+                return  # we gave up; awscrt must not find its future cancelled
+            error = future.exception()
+            waiting.set_exception(error) if error else waiting.set_result(future.result())
+
+        def tell(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone
+                self._loop.call_soon_threadsafe(copy)
+
+        future.add_done_callback(tell)
         try:
             async with asyncio.timeout(limit_s):
                 return await waiting
@@ -200,8 +210,6 @@ class _Connection:
             raise errors.BrokerUnreachable(self.reason) from None
         except exceptions.AwsCrtError as error:
             raise errors.BrokerUnreachable(f"{self._name}: {error.name}") from error
-        finally:
-            self._pending.discard(waiting)
 
     def _end(self, reason: str) -> None:
         if self.over:

@@ -26,7 +26,7 @@ from paho.mqtt.properties import Properties
 
 from edge_core import errors
 from edge_core.config.keys import read_reference
-from edge_core.uplink.clients import Downward
+from edge_core.uplink.clients import Downward, NotConnected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -116,13 +116,13 @@ class MqttClient:
 
     async def publish(self, topic: str, payload: bytes) -> None:
         if self._connection is None:
-            raise errors.BrokerUnreachable("not connected")
+            raise NotConnected("not connected")
         await self._connection.publish(topic, payload)
 
     async def messages(self) -> AsyncIterator[Downward]:
         connection = self._connection
         if connection is None:
-            raise errors.BrokerUnreachable("not connected")
+            raise NotConnected("not connected")
         while True:
             message = await connection.down.get()
             if message is None:
@@ -145,6 +145,22 @@ class _Paho(paho.Client):
     """paho, through an HTTP proxy where one is configured."""
 
     through: tuple[str, int] | None = None
+
+    def _create_socket(self) -> Any:
+        """TCP and TLS; a handshake that fails leaves no socket behind."""
+        sock = self._create_socket_connection()
+        if self._ssl_context is None:
+            return sock
+        secured = self._ssl_context.wrap_socket(
+            sock, server_hostname=self._host, do_handshake_on_connect=False
+        )
+        try:
+            secured.settimeout(self._connect_timeout)
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured
 
     def _create_socket_connection(self) -> socket.socket:
         if self.through is None:
@@ -181,7 +197,7 @@ class _Connection:
         self._subacks: dict[int, asyncio.Future[None]] = {}
         self._pubacks: dict[int, asyncio.Future[None]] = {}
         self.down: asyncio.Queue[Downward | None] = asyncio.Queue()
-        self.over = False
+        self.over = self._leaving = False
         self.reason = ""
         self.receive_maximum = 65_535
         self.max_packet: int | None = None
@@ -251,6 +267,7 @@ class _Connection:
     def disconnect(self) -> None:
         """Say goodbye if the socket takes it at once, and end."""
         if not self.over:
+            self._leaving = True
             with contextlib.suppress(OSError, ValueError):
                 self._client.disconnect()
         self.abandon("")
@@ -332,10 +349,10 @@ class _Connection:
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publish at QoS 1 and wait for the PUBACK; a broker that owes one for too long loses the connection."""
         if self.over:
-            raise errors.BrokerUnreachable(self.reason or "not connected")
+            raise NotConnected(self.reason or "not connected")
         info = self._client.publish(topic, payload, qos=1)
         if info.rc != paho.MQTT_ERR_SUCCESS:
-            raise errors.BrokerUnreachable(f"{self._name}: {paho.error_string(info.rc)}")
+            raise NotConnected(f"{self._name}: {paho.error_string(info.rc)}")
         future = self._pubacks[info.mid] = self._loop.create_future()
         self._flush()
         limit = PUBACK_S + len(payload) / SLOWEST_OCTETS_PER_S
@@ -370,7 +387,7 @@ class _Connection:
             self._connack.set_exception(
                 _OtherVersion(f"{self._name}: hung up before CONNACK: {reason}")
             )
-        self.abandon(f"{self._name}: {reason}")
+        self.abandon("" if self._leaving else f"{self._name}: {reason}")
 
     def _on_subscribe(
         self, _client: Any, _userdata: Any, mid: int, reasons: list[Any], _properties: Any = None

@@ -94,12 +94,12 @@ class Cloud:
     other epochs that claims everything; reject: refused, and acked later; forget: neither stored nor acked this time.
     """
 
-    def __init__(self, port: int, *, prefix: str = "dcu", dcu: str = DCU, seed: int = 0) -> None:
+    def __init__(self, port: int, *, prefix: str = "dcu", dcu: str = DCU, version: int = 5) -> None:
         self.base, self.dcu = f"{prefix}/{dcu}/", dcu
         self.misbehave: dict[str, float] = {}
         self.silent = False
         self.max_bytes = 100_000
-        self.rng = random.Random(seed)
+        self.rng = random.Random(0)
         self.lock = threading.RLock()
         self.cells: dict[tuple[Any, ...], Any] = {}
         self.alarms: Counter[str] = Counter()
@@ -113,7 +113,7 @@ class Cloud:
         self.refused: dict[tuple[int, int], bytes] = {}
         self.held: list[tuple[int, int]] = []
         self.client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=f"cloud-{dcu}", protocol=mqtt.MQTTv5
+            CallbackAPIVersion.VERSION2, client_id=f"cloud-{dcu}", protocol=version
         )
         self.client.on_connect = self._connected
         self.client.on_subscribe = lambda *_: self.ready.set()
@@ -129,7 +129,10 @@ class Cloud:
         self.client.loop_stop()
 
     def _connected(self, client: mqtt.Client, *_: Any) -> None:
-        client.subscribe(self.base + "#", options=SubscribeOptions(qos=1, noLocal=True))
+        if client.protocol == mqtt.MQTTv5:
+            client.subscribe(self.base + "#", options=SubscribeOptions(qos=1, noLocal=True))
+        else:
+            client.subscribe(self.base + "#", qos=1)
 
     def _received(self, client: mqtt.Client, userdata: Any, packet: mqtt.MQTTMessage) -> None:
         with self.lock:
@@ -139,7 +142,9 @@ class Cloud:
                 self.invalid.append(f"{packet.topic}: {type(error).__name__}: {error}")
 
     def _take(self, topic: str, payload: bytes) -> None:
-        assert not topic.startswith("down/"), "the gateway published below down/"
+        if topic.startswith("down/"):
+            assert self.client.protocol != mqtt.MQTTv5, "the gateway published below down/"
+            return  # 3.1.1 brings our own acks back
         assert len(payload) <= self.max_bytes, len(payload)
         kind, _, sub = topic.partition("/")
         document = json.loads(payload)
