@@ -114,8 +114,6 @@ def decode(
         if unframed.framing != "none":
             raise
         messages = _bare_data(frames, reading)
-    if not messages:
-        raise MalformedApdu("no APDU is complete", None)
     message = next((m for m in reversed(messages) if m.body is not None), messages[-1])
     warnings = reading.warnings + reading.unfinished()
     if message.time or any(bodies.is_clock(r.value) for r in message.readings):
@@ -193,22 +191,24 @@ class _Exchange:
                 continue
             octets = piece.apdu
             if octets[:1] == _GENERAL_BLOCK:
-                whole = self._general_block(piece)
+                block = apdu.decode(octets)
+                assert isinstance(block, apdu.GeneralBlockTransfer)
+                whole = self._general_block(piece.direction, block)
                 if whole is None:
-                    yield _Message(apdu.GeneralBlockTransfer.NAME)
+                    yield _Message(block.NAME, details=details_of(block))
                     continue
                 octets = whole
             yield self._message(piece.direction, octets)
 
-    def _general_block(self, piece: Piece) -> bytes | None:
-        block = apdu.decode(piece.apdu)
-        assert isinstance(block, apdu.GeneralBlockTransfer)
-        if not block.data and piece.direction not in self._general:
+    def _general_block(
+        self, direction: Direction, block: apdu.GeneralBlockTransfer
+    ) -> bytes | None:
+        if not block.data and direction not in self._general:
             return None  # an acknowledgement
-        assembler = self._general.setdefault(piece.direction, BlockAssembler())
+        assembler = self._general.setdefault(direction, BlockAssembler())
         whole = assembler.take(block)
         if block.last:
-            del self._general[piece.direction]
+            del self._general[direction]
         return whole
 
     def _message(self, direction: Direction, octets: bytes) -> _Message:

@@ -9,7 +9,7 @@ and then under its old N(S): a meter never runs an ACTION twice.
 
 Invariants: one APDU is under way at a time; frames of other stations and echoes of our own are passed over; damaged
 frames are counted, not fatal. LLC octets are put before and taken off here, also where a meter repeats them.
-Limits: a reassembled APDU has at most `max_apdu` octets; one frame is sent again at most RETRIES times.
+Limits: a reassembled APDU has at most `max_apdu` octets; after `retries` exchanges without progress it gives up.
 Source: DLMS UA Green Book ed. 9, clause 8.4; session in tests/data/frames/india_public_client_reads_invocation_counter.
 """
 
@@ -35,7 +35,7 @@ from edge_core.protocols.hdlc.parameters import Parameters, parse_parameters
 
 LLC_COMMAND: Final = b"\xe6\xe6\x00"
 LLC_RESPONSE: Final = b"\xe6\xe7\x00"
-RETRIES: Final = 3
+RETRIES: Final = 10
 
 
 class State(Enum):
@@ -87,6 +87,7 @@ class Link:
         server: the meter's address octets, see `frame.server_address`.
         propose: what SNRM proposes; None = a bare SNRM, the defaults hold.
         max_apdu: longest APDU that is put together.
+        retries: exchanges without progress before the link is given up.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Link:
         server: bytes,
         propose: Parameters | None = None,
         max_apdu: int = 0xFFFF,
+        retries: int = RETRIES,
     ) -> None:
         self.client = client
         self.server = server
@@ -104,6 +106,7 @@ class Link:
         self.foreign = 0
         self._propose = propose
         self._max_apdu = max_apdu
+        self._max_retries = retries
         self._reader = FrameReader()
         self._outgoing = bytearray()
         self._sent: list[Frame] = []  # since the last answer: what an echo may repeat
@@ -250,7 +253,7 @@ class Link:
                 self._awaiting = False
                 self._sent.clear()
                 return
-        elif self._awaiting and self._too_often():
+        elif self._awaiting and frame.final and self._too_often():
             self._close(f"the meter does not send frame {self._next_receive}", events)
             return
         if frame.final and self._awaiting:
@@ -277,7 +280,7 @@ class Link:
     def _too_often(self) -> bool:
         """Count an exchange without progress."""
         self._retries += 1
-        return self._retries > RETRIES
+        return self._retries > self._max_retries
 
     def _take_receive_number(self, frame: Frame) -> bool:
         """Drop what the meter has received; False if it acknowledges what was never sent."""

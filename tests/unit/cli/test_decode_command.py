@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edge_core.cli import decode as decode_command
 from edge_core.cli import main
 
 FRAMES = Path(__file__).parents[2] / "data" / "frames"
@@ -166,6 +167,19 @@ def test_what_cannot_be_decoded(capture: str, error: str, offset: int) -> None:
         got = json.loads(out)
         assert (got["error"], got["offset"]) == (error, offset)
         assert got["message"]
+
+
+def test_input_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_command, "_MAX_INPUT", 100)
+    code, out, _ = run("--json", stdin="00" * 60)
+    assert code == 1
+    assert "more than 100" in json.loads(out)["message"]
+
+
+def test_hex_that_is_longer_than_any_file_name() -> None:
+    code, out, _ = run("--json", PLAIN * 100)
+    assert code == 0
+    assert len(json.loads(out)["apdus"]) == 100
 
 
 def test_a_wrong_key_is_an_error() -> None:

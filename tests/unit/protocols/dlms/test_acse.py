@@ -134,6 +134,11 @@ def test_release(release: acse.Rlrq) -> None:
     assert acse.decode(answer.to_bytes()) == answer
 
 
+def test_an_aare_with_a_certificate() -> None:
+    aare = acse.Aare(3, 0, 14, b"\x28\x00", b"MTR00001", 7, b"S" * 32, certificate=bytes(200))
+    assert acse.decode(aare.to_bytes()) == aare
+
+
 def test_a_bare_release() -> None:
     assert acse.decode(b"\x62\x00") == acse.Rlrq(None)
     assert acse.decode(b"\x62\x03\x80\x01\x00") == acse.Rlrq(0)
@@ -193,8 +198,13 @@ def test_secrets_stay_out_of_repr() -> None:
         "610ba10906076085740508010161",
         "6016a109060760857405080101a109060760857405080101",  # a field twice
         "600ba109060760857405080201",  # a mechanism where a context is due
-        "6011a109060760857405080101ac03820141ff",  # an unknown form of authentication value
-        "6205800600000000000",
+        "6010a109060760857405080101ac03820141",  # an unknown form of authentication value
+        "600ea109060760857405080101ac028000",  # cut inside
+        "6114a109060760857405080101a203020100a302a900",  # a diagnostic of nobody
+        "6114a109060760857405080101a203020100a302a100",  # a diagnostic without a value
+        "6205800300000000",
+        "620780050000000000",  # a reason of five octets
+        "6102a200",  # a result that holds nothing
     ],
 )
 def test_malformed(octets: str) -> None:
@@ -207,6 +217,7 @@ def test_malformed(octets: str) -> None:
     [
         "",
         "01",
+        "0800065f1f0500",
         "0800",
         "0102",
         "08000600",

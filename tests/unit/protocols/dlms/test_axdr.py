@@ -101,6 +101,9 @@ def test_long_form_lengths() -> None:
     "octets",
     [
         "0980",  # the indefinite form
+        "0982ff",  # a length that is cut
+        "13110512",  # contents beyond the end
+        "130205",  # a type description without its fields
         "098500000000ff",  # more than four octets of length
         "0184ffffffff",  # an array of four thousand million elements
         "0284ffffffff00",

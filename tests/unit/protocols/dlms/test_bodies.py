@@ -111,6 +111,12 @@ def test_what_needs_a_schema_is_not_guessed(body: Data) -> None:
     assert recognise(body).readings == ()
 
 
+def test_kaifa_lists_are_structures_of_a_known_list() -> None:
+    other = axdr.structure(*[axdr.octet_string(b"XXX_001")] + [axdr.NULL] * 12)
+    assert recognise(other).readings == ()
+    assert recognise(axdr.array([ENERGY])).readings == ()
+
+
 def test_one_number_is_only_taken_with_a_warning() -> None:
     recognised = recognise(axdr.structure(ENERGY))
     assert recognised.readings[0].obis == "1.0.1.7.0.255"
@@ -134,6 +140,10 @@ def test_descriptors_without_tags() -> None:
             bodies.decode_body(DESCRIPTORS[:end])
     with pytest.raises(MalformedApdu):
         bodies.decode_body(DESCRIPTORS + b"\0")
+    with pytest.raises(MalformedApdu):
+        bodies.decode_body(DESCRIPTORS.replace(b"\x16\x01\x01\x02", b"\x16\x01\x02\x02"))
+    with pytest.raises(MalformedApdu):
+        bodies.decode_body(b"\x02\x02\x16\x01\x05")
     with pytest.raises(MalformedApdu):
         bodies.decode_body(DESCRIPTORS.replace(b"\xff\x02\x06", b"\xff\x00\x06"))
 

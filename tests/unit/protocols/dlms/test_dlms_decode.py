@@ -8,10 +8,17 @@ import pytest
 
 from edge_core.domain import Secret
 from edge_core.errors import MalformedApdu, MalformedFrame, ProtocolError, TagInvalid
-from edge_core.protocols.dlms import acse, apdu, axdr, ciphering, services
+from edge_core.protocols.dlms import acse, apdu, axdr, ciphering, framing, services
 from edge_core.protocols.dlms.axdr import DataType
 from edge_core.protocols.dlms.codes import Conformance
-from edge_core.protocols.dlms.cosem import Attribute, EntrySelector, Method
+from edge_core.protocols.dlms.cosem import (
+    Attribute,
+    CaptureObject,
+    EntrySelector,
+    Method,
+    OtherSelector,
+    RangeSelector,
+)
 from edge_core.protocols.dlms.decode import Keys, decode, to_json
 from edge_core.protocols.dlms.mbus import MbusFrame
 from edge_core.protocols.dlms.security import AUTHENTICATED, ENCRYPTED, SecurityContext
@@ -98,6 +105,10 @@ def test_a_whole_session_of_a_public_client() -> None:
     assert (snrm.apdu, snrm.value, snrm.plain_apdu) == ("snrm", None, None)
     assert snrm.details["parameters"]["max_information_receive"] == 512
     assert snrm.details["destination"] == "1.3875"
+    odd = decode([Frame(client, server, 0x73, b"\x81\x80\x05").to_bytes()])
+    assert "HDLC parameters" in odd.details["parameters"]
+    ready = decode([Frame(client, server, 0x71).to_bytes()])
+    assert (ready.apdu, ready.details["receive_number"]) == ("rr", 3)
 
 
 def test_register_and_scaler_make_one_reading() -> None:
@@ -200,6 +211,7 @@ def test_general_block_transfer_in_ui_frames(segmented: bool) -> None:
     assert document.value == [5]
     unfinished = decode(frames[:-1], KEYS) if not segmented else decode(frames[:-2], KEYS)
     assert unfinished.apdu == "general-block-transfer"
+    assert unfinished.details["last"] is False
     assert unfinished.plain_apdu is None
 
 
@@ -307,6 +319,27 @@ def test_encryption_without_a_tag() -> None:
     assert "anybody" in document.warnings[0]
     with pytest.raises(TagInvalid, match="no APDU"):
         decode([sealed], [Keys(GAK)])
+    for plain in (
+        acse.InitiateRequest(GREEN).to_bytes(),
+        services.GetResponse(0, b"\x11\x05").to_bytes(),
+    ):
+        sealed = ciphering.seal(CONTEXT, METER_TITLE, 9, plain, general=True, level=ENCRYPTED)
+        assert decode([sealed], [Keys(GUEK)]).plain_apdu == plain.hex()
+
+
+def test_a_tag_that_is_cut() -> None:
+    sealed = b"\xdb\x08" + METER_TITLE + axdr.encode_octets(b"\x30\0\0\0\1" + bytes(11))
+    for keys in (KEYS, [Keys(GUEK)]):
+        with pytest.raises(MalformedApdu, match="without its tag"):
+            decode([sealed], keys)
+
+
+def test_a_sealed_association_without_a_key() -> None:
+    initiate = ciphering.seal(CONTEXT, CLIENT_TITLE, 1, acse.InitiateRequest(GREEN).to_bytes())
+    document = decode([acse.Aarq(3, initiate, CLIENT_TITLE).to_bytes()])
+    assert document.ciphered
+    assert "initiate" not in document.details
+    assert "glo-initiate-request: no key" in document.warnings[0]
 
 
 def test_suite_2() -> None:
@@ -342,6 +375,15 @@ def test_initiates_alone() -> None:
         (services.GetRequestNext(7), "block", "7"),
         (services.ActionRequest(Method(15, "0.0.40.0.0.255", 1)), "method", "0.0.40.0.0.255:1"),
         (services.GetRequest(REGISTER, EntrySelector(2, 9)), "selector", "'from': 2, 'to': 9"),
+        (
+            services.GetRequest(
+                REGISTER,
+                RangeSelector(CaptureObject(3, "1.0.1.8.0.255", 2, 1), axdr.unsigned(7), axdr.NULL),
+            ),
+            "selector",
+            "'of': 'class 3, 1.0.1.8.0.255:2[1]', 'from': '7'",
+        ),
+        (services.GetRequest(REGISTER, OtherSelector(9, axdr.NULL)), "selector", "9"),
         (services.SetResponseList((0, 1)), "results", "hardware-fault"),
         (services.GetResponseBlock(Block(True, 3, b""), 19), "result", "data-block-number-invalid"),
         (acse.Rlrq(), "reason", "normal"),
@@ -406,6 +448,10 @@ def test_bare_data() -> None:
         ([bytes.fromhex("6805056853ff10010200")], MalformedFrame, 10),
         ([bytes.fromhex("0fc00000010009")], MalformedApdu, 7),
         ([bytes.fromhex("e6e700")], MalformedApdu, 0),
+        ([bytes.fromhex("a0030102030405")], MalformedApdu, 0),
+        ([bytes.fromhex("a0070321930f02")], MalformedApdu, 0),
+        ([bytes.fromhex("0001ffff")], MalformedFrame, 6),
+        ([bytes(framing.MAX_OCTETS + 1)], MalformedFrame, framing.MAX_OCTETS),
     ],
 )
 def test_what_cannot_be_decoded_says_where(

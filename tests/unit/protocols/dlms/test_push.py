@@ -219,6 +219,17 @@ def test_event_codes_are_values_not_bits() -> None:
     assert push.alerts(found, schemas) == (Alert("last-gasp", (), 101),)
 
 
+def test_the_only_schema_holds_where_no_setup_is_named() -> None:
+    schema = PushSchema("0.1.25.9.0.255", shape="triples", alert="0.0.97.98.0.255")
+    body = axdr.array(
+        [axdr.structure(axdr.octet_string(bytes.fromhex("0100010800ff")), axdr.unsigned(5))]
+    )
+    plain = apdu.DataNotification(1, b"", axdr.encode(body)).to_bytes()
+    found = push.read(plain, {schema.obis: schema})
+    assert (found.setup, found.get("1.0.1.8.0.255")) == (schema.obis, axdr.unsigned(5))
+    assert push.alerts(found, {schema.obis: schema}) == ()
+
+
 def test_the_header_time_stands_in_where_the_body_has_none() -> None:
     plain = apdu.DataNotification(1, CLOCK, axdr.encode(axdr.structure(axdr.NULL))).to_bytes()
     assert push.read(plain).event_time == CLOCK

@@ -154,6 +154,8 @@ def test_trailing_octets_are_refused() -> None:
         "c707c1",
         "c401c102",  # neither data nor a result
         "c402c1000000000702",
+        "c403c10102",
+        "c703c101000102",
         "c003c184ffffffff",  # counts of attackers
         "c403c184ffffffff00",
         "c104c184ffffffff",

@@ -177,7 +177,8 @@ GOOD = Frame(b"\x21", b"\x02\x23", 0x30, b"\xe6\xe7\x00\xc4\x01\xc1\x00\x11\x05"
         ({12: 0xFF}, "FCS"),
         ({-2: 0xFF}, "FCS"),
         ({-1: 0x7F}, "closing flag"),
-        ({2: 0x09}, "no room"),
+        ({2: 0x09}, "no room for its checksums"),
+        ({2: 0x07}, "no room for its addresses"),
     ],
 )
 def test_damage_costs_one_frame(change: dict[int, int], message: str) -> None:

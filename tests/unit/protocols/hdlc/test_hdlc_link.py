@@ -190,7 +190,7 @@ def test_lost_frames_cost_time_and_nothing_else(
     """Any frame of either direction may be lost: each APDU is run once and answered once."""
     proposed = Parameters(128, 128, window, window)
     meter = Meter(proposed, lambda apdu: b"<" + apdu + b">")
-    link = connected(meter, proposed)
+    link = connected(meter, proposed, retries=len(losses))
     pending = iter(losses)
     for n, size in enumerate(sizes):
         apdu = bytes((n,)) * size
@@ -200,6 +200,21 @@ def test_lost_frames_cost_time_and_nothing_else(
         ]
         assert answers == [Received(b"<" + apdu + b">")]
     assert len(meter.ran) == len(sizes)
+
+
+def test_the_first_frame_of_a_window_lost_again_and_again() -> None:
+    """Found by the test above: one exchange without progress counts once, however many frames it brings."""
+    proposed = Parameters(128, 128, 3, 3)
+    meter = Meter(proposed, lambda apdu: apdu)
+    link = connected(meter, proposed)
+    link.send(bytes(300))
+    for _ in range(5):
+        _, *rest = meter.feed(link.outgoing())
+        for frame in rest:
+            assert link.feed(frame) == []
+    (event,) = [e for frame in meter.feed(link.outgoing()) for e in link.feed(frame)]
+    assert event == Received(bytes(300))
+    assert len(meter.ran) == 1
 
 
 def test_a_lost_answer_is_asked_for_with_rr_and_never_by_the_request_again() -> None:
@@ -231,7 +246,7 @@ def test_a_meter_that_takes_no_frame_is_given_up() -> None:
     link = connected(Meter(Parameters(), lambda apdu: b""))
     link.send(b"GET")
     events: list[Event] = []
-    for _ in range(10):
+    for _ in range(20):
         events = link.feed(Frame(CLIENT, SERVER, 0x11).to_bytes())  # RR, N(R) = 0: for ever
         link.outgoing()
         if events:
@@ -244,7 +259,7 @@ def test_a_meter_that_sends_wrong_numbers_is_given_up() -> None:
     link.send(b"GET")
     wrong = Frame(CLIENT, SERVER, information_control(5, 1), b"\xe6\xe7\x00x").to_bytes()
     events: list[Event] = []
-    for _ in range(10):
+    for _ in range(20):
         link.outgoing()
         events = link.feed(wrong)
         if events:
@@ -335,6 +350,9 @@ def test_acknowledging_what_was_never_sent_is_damage() -> None:
     link.send(b"GET")
     assert link.feed(Frame(CLIENT, SERVER, 0xB1).to_bytes()) == []
     assert link.damaged == 1
+    answer = Frame(CLIENT, SERVER, information_control(0, 5), b"\xe6\xe7\x00x")
+    assert link.feed(answer.to_bytes()) == []
+    assert link.damaged == 2
 
 
 def test_the_meter_lost_the_link() -> None:
