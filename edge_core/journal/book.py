@@ -40,6 +40,9 @@ Key = tuple[int, str]  # device number, profile
 _entry = msgspec.msgpack.Decoder(Entry)
 _group = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]])
 _layout = msgspec.msgpack.Decoder(Layout)
+_spare = msgspec.msgpack.Decoder(
+    tuple[list[tuple[int, str]], list[tuple[int, int, str]], list[tuple[int, str, bytes]]]
+)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -54,6 +57,7 @@ class Names:
         self._layouts: dict[str, int] = {}
         self._layout_of: dict[int, Layout] = {}
         self._fresh: list[Callable[[], object]] = []
+        self._copied = self._copying = (0, 0)  # devices and layouts in the second copy
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Read the tables of a journal file; what does not decode is left out."""
@@ -65,6 +69,8 @@ class Names:
         for number, digest, body in connection.execute("SELECT id, digest, body FROM layout"):
             self._layouts[digest] = number
             self._layout_of[number] = _layout.decode(body)
+        if connection.execute("SELECT count(*) FROM spare").fetchone()[0]:
+            self._copied = self._copying = (0, len(self._layouts))  # devices with the next blobs
 
     def device(self, connection: sqlite3.Connection, meter: str, serial: str) -> int:
         """The number of a device, given one if it has none."""
@@ -118,15 +124,33 @@ class Names:
         """Which 64 meters a device belongs to."""
         return self._meters[self._device_of[number][0]] // METERS_PER_BLOB
 
+    def spare_due(self, *, now: bool) -> bool:
+        """Is a second copy wanted: at once for a new layout, else when blobs are written anyway (`now`)?"""
+        devices, layouts = self._copied
+        return layouts != len(self._layouts) or (now and devices != len(self._devices))
+
+    def save_spare(self, connection: sqlite3.Connection, now: int) -> None:
+        """Write the second copy in the caller's transaction."""
+        everything = (
+            [(number, name) for name, number in self._meters.items()],
+            [(n, self._meters[m], serial) for (m, serial), n in self._devices.items()],
+            [(n, digest, _encode(self._layout_of[n])) for digest, n in self._layouts.items()],
+        )
+        body = zlib.compress(_encode(everything))
+        connection.execute("INSERT OR REPLACE INTO spare VALUES (1, 'names', ?, ?)", (now, body))
+        self._copying = (len(self._devices), len(self._layouts))
+
     def commit(self) -> None:
         """New names are durable."""
         self._fresh.clear()
+        self._copied = self._copying
 
     def rollback(self) -> None:
         """New names do not exist."""
         for undo in reversed(self._fresh):
             undo()
         self._fresh.clear()
+        self._copying = self._copied
 
     def _enter_device(self, number: int, meter: str, serial: str) -> None:
         self._devices[meter, serial] = number
@@ -137,6 +161,18 @@ class Names:
         meter, serial = self._device_of.pop(number)
         del self._devices[meter, serial]
         self._by_meter[meter].remove(number)
+
+
+def take_spare(connection: sqlite3.Connection, body: bytes) -> None:
+    """Enter what a second copy knows into the tables of a fresh file; what is there already stays.
+
+    Raises:
+        ValueError, zlib.error, msgspec.MsgspecError: the copy does not decode.
+    """
+    meters, devices, layouts = _spare.decode(zlib.decompress(body))
+    connection.executemany("INSERT OR IGNORE INTO meter VALUES (?, ?)", meters)
+    connection.executemany("INSERT OR IGNORE INTO device VALUES (?, ?, ?)", devices)
+    connection.executemany("INSERT OR IGNORE INTO layout VALUES (?, ?, ?)", layouts)
 
 
 def _inserted(cursor: sqlite3.Cursor) -> int:

@@ -3,15 +3,20 @@
 # ruff: noqa: S608  table names cannot be parameters; ours are constants and slot numbers
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import logging
 import sqlite3
-from typing import TYPE_CHECKING, Any
+import zlib
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge_core.errors import JournalDamaged, JournalError
 from edge_core.journal import codec, store
-from edge_core.journal.book import Names
-from edge_core.journal.retention import ALL_SLOTS, CHUNK, SLOTS, Released
+from edge_core.journal.book import Names, take_spare
+from edge_core.journal.retention import ALL_SLOTS, CHUNK, PROFILE, SLOTS, class_of
+from edge_core.journal.salvage import DamagedFile, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +29,18 @@ _SEGMENT_TABLE = (
     "blocks INTEGER NOT NULL, readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, "
     "body BLOB NOT NULL);"
 )
+
+
+_SHAPE = {type(None): "n", int: "i", str: "t", bytes: "b", float: "f"}
+_TABLES = {  # by shape: table, and whether its first column is the rowid
+    "nt": ("meter(id, name)", True),
+    "nit": ("device(id, meter, serial)", True),
+    "ntb": ("layout(id, digest, body)", True),
+    "niib": ("alarm(id, n, at, body)", True),
+    "niin": ("alarm(id, n, at, body)", True),
+    "nttb": ("note(id, kind, sub, body)", True),
+    "ttttib": ("aside(what, id, cause, why, at, body)", False),
+}
 
 
 def schemas() -> list[str]:
@@ -91,35 +108,21 @@ def _sound(path: Path, schemas: list[str], suspect: bool) -> sqlite3.Connection:
 
 
 def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
-    """Copy names, ledger, alarms, notes, what was set aside and every unreleased segment that decodes, under their old ids.
+    """Copy what can be read of a damaged journal, under its old ids.
 
-    Released segments stay behind: the cloud has them.
+    That is names, ledger, alarms, notes, what was set aside, and every unreleased segment that decodes. Released segments
+    stay behind: the cloud has them. What is there twice (an old version on a page that is not in use any more) is taken once.
     """
-    old = store.connect(damaged)
+    old = DamagedFile(damaged)
     try:
         fresh.execute("BEGIN IMMEDIATE")
-        for table, columns, key in (
-            ("meter", "id, name", "id"),
-            ("device", "id, meter, serial", "id"),
-            ("layout", "id, digest, body", "id"),
-            ("ledger", "id, upto, body", "id"),
-            ("released", "chunk, bits", "chunk"),
-            ("aside", "what, id, cause, why, at, body", "rowid"),
-            ("alarm", "id, n, at, body", "id"),
-            ("note", "id, kind, sub, body", "id"),
-        ):
-            marks = ", ".join("?" * len(columns.split(", ")))
-            for row in store.readable_rows(old, table, columns, key):
-                fresh.execute(f"INSERT OR IGNORE INTO {table}({columns}) VALUES ({marks})", row)
-        meta = _meta(old)
-        for key, value in meta.items():
-            fresh.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
-        names, released = Names(), Released()
+        released: dict[int, int] = {}
+        for rowid, row in old.rows({2, 3, 4, 6}):
+            _take_row(fresh, rowid, row, released)
+        names = Names()
         names.load(fresh)
-        released.load(fresh, int(meta.get("low", 0)))
         taken, lost = _take_segments(old, fresh, names, released)
-        head = max([int(meta.get("head", 0)), *taken])
-        _write_state(fresh, taken, head)
+        _write_state(fresh, taken, max([*taken, _newest(released)]))
         fresh.execute("COMMIT")
     except BaseException:
         if fresh.in_transaction:
@@ -130,35 +133,58 @@ def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
     return f"{len(taken)} waiting segments taken over, {lost} do not decode"
 
 
-def _meta(old: sqlite3.Connection) -> dict[str, Any]:
-    try:
-        return dict(old.execute("SELECT key, value FROM meta"))
-    except sqlite3.DatabaseError:
-        return {}
+def _take_row(
+    fresh: sqlite3.Connection, rowid: int, row: tuple[Value, ...], released: dict[int, int]
+) -> None:
+    """Put a row into the table that its shape tells of."""
+    shape = "".join(_SHAPE[type(value)] for value in row)
+    if shape == "nb" and isinstance(row[1], bytes) and len(row[1]) == CHUNK // 8:
+        released[rowid] = released.get(rowid, 0) | int.from_bytes(row[1], "little")
+    elif shape == "nib":
+        query = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT(id) DO UPDATE SET upto = excluded.upto, body = excluded.body WHERE excluded.upto > upto"
+        fresh.execute(query, (rowid, *row[1:]))
+    elif shape == "ntib" and isinstance(row[3], bytes):
+        with contextlib.suppress(ValueError, zlib.error, msgspec.MsgspecError):
+            take_spare(fresh, row[3])
+    elif shape in _TABLES:
+        table, key = _TABLES[shape]
+        values = (rowid, *row[1:]) if key else row
+        marks = ", ".join("?" * len(values))
+        fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
 
 
 def _take_segments(
-    old: sqlite3.Connection, fresh: sqlite3.Connection, names: Names, released: Released
+    old: DamagedFile, fresh: sqlite3.Connection, names: Names, released: dict[int, int]
 ) -> tuple[dict[int, int], int]:
     """(class by segment id of what was taken, number of those that do not decode)."""
     taken: dict[int, int] = {}
     lost = 0
-    for class_, slots in SLOTS.items():
-        for slot in slots:
-            columns = "id, lane, kind, blocks, readings, at, codec, body"
-            for row in store.readable_rows(old, f"seg{slot}", columns, "id"):
-                if row[0] in released or row[0] in taken:
-                    continue
-                try:
-                    codec.decode(row[-1], names.device_of, names.layout_of)
-                except JournalDamaged:
-                    lost += 1
-                    continue
-                except JournalError:  # a newer codec: it stays pending
-                    pass
-                fresh.execute(f"INSERT INTO seg{slots[0]} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-                taken[row[0]] = class_
+    lowest = min(released, default=0)
+    for segment, row in old.rows({8}):
+        body, kind = row[-1], row[2]
+        if not isinstance(body, bytes) or not isinstance(kind, str) or segment in taken:
+            continue
+        chunk, bit = divmod(segment, CHUNK)
+        if chunk < lowest or released.get(chunk, 0) >> bit & 1:
+            continue
+        class_ = PROFILE
+        try:
+            blocks, _ = codec.decode(body, names.device_of, names.layout_of)
+            class_ = class_of(blocks[0])
+        except JournalDamaged:
+            lost += 1
+            continue
+        except JournalError:  # a newer codec: it stays pending
+            pass
+        query = f"INSERT INTO seg{SLOTS[class_][0]} VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        fresh.execute(query, (segment, *row[1:]))
+        taken[segment] = class_
     return taken, lost
+
+
+def _newest(released: dict[int, int]) -> int:
+    """The highest released id."""
+    return max((c * CHUNK + bits.bit_length() - 1 for c, bits in released.items()), default=0)
 
 
 def _write_state(fresh: sqlite3.Connection, taken: dict[int, int], head: int) -> None:

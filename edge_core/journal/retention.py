@@ -12,14 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edge_core.domain import Flag
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Iterator
+
+    from edge_core.domain import Block
 
 PROFILE, LONG, SAMPLES = 0, 1, 2
 SLOTS = {PROFILE: range(10), LONG: range(10, 16), SAMPLES: range(16, 26)}
 ALL_SLOTS = range(26)
 CHUNK = 4096
+_LONG_KINDS = ("midnight", "billing")
 _FULL = bytearray(b"\xff" * (CHUNK // 8))
 
 
@@ -266,3 +271,12 @@ class Generations:
             ),
         )
         self._staged[generation.slot] = generation
+
+
+def class_of(block: Block) -> int:
+    """Class of retention of a block."""
+    if block.kind in _LONG_KINDS:
+        return LONG
+    if block.flags and any(bits & Flag.SAMPLED for _, _, bits in block.flags):
+        return SAMPLES
+    return PROFILE

@@ -5,7 +5,6 @@ Settings are measured (prototypes, section 1.3): WAL with synchronous = FULL (NO
 no automatic checkpoint (the writer does it when nobody waits).
 """
 
-# ruff: noqa: S608  table names cannot be parameters; ours are constants and slot numbers
 from __future__ import annotations
 
 import fcntl
@@ -172,33 +171,6 @@ def set_aside(path: Path, stamp: int, folder: Path | None = None) -> Path:
     sync_directory(folder)
     sync_directory(path.parent)
     return target
-
-
-def readable_rows(
-    connection: sqlite3.Connection, table: str, columns: str, key: str = "rowid"
-) -> Iterator[tuple[Any, ...]]:
-    """All rows of a damaged table that can be read, by rising integer key, stepping over what cannot."""
-    last, skip = -(1 << 63), 1
-    failures = 0
-    while failures < 200:
-        try:
-            rows = connection.execute(
-                f"SELECT {key}, {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?",
-                (last, 64 if not failures else 1),
-            ).fetchall()
-        except sqlite3.DatabaseError:
-            if not failures and last == -(1 << 63):
-                last = -1
-            failures += 1
-            last += skip
-            skip = min(skip * 2, 1 << 20)
-            continue
-        if not rows:
-            return
-        skip = 1
-        for row in rows:
-            last = row[0]
-            yield row[1:]
 
 
 def sync_directory(folder: Path) -> None:

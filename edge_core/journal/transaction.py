@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_core.domain import Flag
 from edge_core.errors import DiskFull, JournalDamaged, JournalError
 from edge_core.journal import codec, store
 from edge_core.journal.records import Appended
-from edge_core.journal.retention import LONG, PROFILE, SAMPLES
+from edge_core.journal.retention import LONG, SAMPLES, class_of
 
 if TYPE_CHECKING:
     import threading
@@ -38,7 +37,8 @@ LANES: tuple[Lane, ...] = ("live", "backlog")
 MAX_SEGMENT_READINGS = 4_000
 RETIRE_EVERY_S = 3600
 KEEP_ALARM_IDS_S = 400 * 86_400
-_LONG_KINDS = ("midnight", "billing")
+HOLD_S = 48 * 3600
+"""How long a reader that lags behind may keep released segments from being freed (civil seconds)."""
 _json = msgspec.json.Encoder()
 
 
@@ -52,6 +52,7 @@ class Transaction:
     Attributes:
         head: newest durable segment id.
         full: profile rows were refused in the last batch that had some.
+        holds: cursors of readers (the detector's) that segments wait for; see `Journal.hold`.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Transaction:
         self._everything = False
         self._marked: list[int] = []  # released by this transaction itself
         self._retired_at = clock.now()
+        self.holds: dict[str, int] = {}
         self._asides = self._count("aside")
         self._alarm_number = self._count("alarm", "max(n)", "WHERE body IS NOT NULL") or 0
         self.full = False
@@ -146,6 +148,8 @@ class Transaction:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (self._next - 1,))
             self._generations.save(self._db)
         size = self._book.save(self._db, self._next - 1, everything=everything)
+        if self._names.spare_due(now=everything):
+            self._names.save_spare(self._db, int(self._clock.now()))
         self._db.execute("COMMIT")
         self._book.commit(self._next - 1, everything=everything)
         if not everything:
@@ -394,7 +398,15 @@ class Transaction:
         """Once an hour: what was kept long enough."""
         now = int(self._clock.now())
         self._retired_at = now
+        passed = min(self.holds.copy().values(), default=None)
         for generation in self._generations.expired(now):
+            if (
+                passed is not None
+                and generation.last > passed
+                and generation.until is not None
+                and now - generation.until < HOLD_S
+            ):
+                continue  # a reader has not been there
             waiting = [i for i, free in self._ids(generation) if not free]
             if len(waiting) > 32 and len(waiting) * 20 > generation.last - generation.first:
                 continue  # most of it still waits: later
@@ -416,15 +428,6 @@ class Transaction:
         except sqlite3.Error:
             log.exception("checkpoint failed")
         self.wal_pages = 0
-
-
-def class_of(block: Block) -> int:
-    """Class of retention of a block."""
-    if block.kind in _LONG_KINDS:
-        return LONG
-    if block.flags and any(bits & Flag.SAMPLED for _, _, bits in block.flags):
-        return SAMPLES
-    return PROFILE
 
 
 def _reserved(item: Item[Any]) -> bool:

@@ -6,6 +6,9 @@ CREATE TABLE meter(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE device(id INTEGER PRIMARY KEY, meter INTEGER NOT NULL, serial TEXT NOT NULL, UNIQUE(meter, serial));
 CREATE TABLE layout(id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
 
+-- a second copy of the three, compressed: all segments hang on them, and damage should not
+CREATE TABLE spare(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, at INTEGER NOT NULL, body BLOB NOT NULL);
+
 -- id = (meter id / 64) * 16 + class of profile; body = entries of these meters up to and with segment `upto`
 CREATE TABLE ledger(id INTEGER PRIMARY KEY, upto INTEGER NOT NULL, body BLOB NOT NULL);
 
