@@ -317,6 +317,12 @@ class Poller:
             visited = await self._attempt(state, left)
             left = [job for job in left if job not in visited.done]
             error = visited.error
+            if (
+                visited.no_room is not None
+            ):  # not the meter's fault, and no reason to ask it again soon
+                self._refused(meter, visited.no_room)
+                self.agenda.again(meter, left, self.clock.now() + FULL_PAUSE_S * self.clock.speed)
+                return
             if error is None or not left:
                 break
             policy = policy_of(error)
@@ -353,6 +359,8 @@ class Poller:
                 await visit.run(jobs)
         except errors.MeterError as error:
             visit.result.error = error
+        except errors.JournalError as error:  # counters must be on disk before they are used
+            visit.result.no_room = error
         except TimeoutError as cause:
             visit.result.error = errors.LineSilent(
                 state.config.id, state.config.line, "visit", f"not done within {VISIT_S:.0f} s"
@@ -404,9 +412,13 @@ class Poller:
                     )
                 )
             return
+        self._refused(state.config.id, error)
+
+    def _refused(self, meter: str, error: BaseException) -> None:
+        """Our disk takes nothing: acquisition pauses, the meters' memory is the deeper buffer. Any thread."""
         self._full_until = self.clock.monotonic() + FULL_PAUSE_S
         self.counts["refused-by-journal"] += 1
-        events.journal_refused(state.config.id, error)
+        events.journal_refused(meter, error)
 
     # --- what became of a meter
 

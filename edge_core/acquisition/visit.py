@@ -45,6 +45,7 @@ class Visited:
         done: jobs that need not be done again before they are next due.
         rows: rows handed to the journal, known ones among them.
         appended: the journal's answers, still open.
+        no_room: nothing could be asked, because our own disk did not take what must be on it first.
     """
 
     done: list[Job] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Visited:
     device: str = ""
     offset_s: float | None = None
     error: errors.MeterError | None = None
+    no_room: errors.JournalError | None = None
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ import click
 def run(file: Path, roles: str) -> None:
     """Run the gateway until SIGTERM or SIGINT.
 
-    SIGTERM is safe within 4 s at any moment: what is not yet durable is still in the meters. Broker, meters, disk and
+    SIGTERM is safe within 4 s at any moment: what is not yet durable is still in the meters. SIGHUP reads the
+    configuration again; one with mistakes is refused and the old one stays in use. Broker, meters, disk and
     clock are never a reason to end. Exit codes: 0 after a signal, 1 for a fault of our own, 2 for a configuration that
     cannot start.
     """
@@ -30,10 +31,12 @@ def run(file: Path, roles: str) -> None:
     import sys
 
     from edge_core.clock import SystemClock
+    from edge_core.config.keys import KeyRing
     from edge_core.config.load import load
     from edge_core.config.schema import ROLES
+    from edge_core.config.tables import ConfigErrors
     from edge_core.gateway import Gateway
-    from edge_core.health import logs
+    from edge_core.health import events, logs
 
     names = tuple(name for name in roles.replace(",", " ").split() if name)
     for name in names:
@@ -45,11 +48,44 @@ def run(file: Path, roles: str) -> None:
         logging.getLogger(__name__).warning("%s", warning)
 
     async def main() -> None:
-        gateway = Gateway(config, SystemClock.from_environment(), roles=names)
+        """Gateways one after another: SIGHUP ends the present one for the next configuration, other signals end all."""
         loop = asyncio.get_running_loop()
+        clock = SystemClock.from_environment()
+        current, following = config, None
+        gateway = Gateway(current, clock, roles=names)
+
+        def end() -> None:
+            nonlocal following
+            following = None
+            gateway.stop()
+
+        def reload() -> None:
+            """The old configuration stays in use when the new one has mistakes."""
+            nonlocal following
+            try:
+                fresh = load(file, strict=False)
+                KeyRing.open(fresh.keys)
+            except ConfigErrors as errors:
+                events.reload_refused([str(error) for error in errors.errors])
+                return
+            changed = [
+                name
+                for name in fresh.__struct_fields__
+                if getattr(fresh, name) != getattr(current, name)
+            ]
+            events.reloaded(changed)
+            following = fresh
+            gateway.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, gateway.stop)
-        await gateway.run()
+            loop.add_signal_handler(number, end)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        while True:
+            await gateway.run()
+            if following is None:
+                return
+            current, following = following, None
+            gateway = Gateway(current, clock, roles=names)
 
     if sys.platform == "linux":
         import uvloop

@@ -44,6 +44,7 @@ ALARM_KINDS: dict[str, AlarmKind] = {
     "foreign-client": AlarmKind("meter", "major"),
     "value-conflict": AlarmKind("meter", "major"),
     "multiplier-mismatch": AlarmKind("meter", "major"),
+    "message-conflict": AlarmKind("gateway", "critical"),
     "disk": AlarmKind("gateway", "critical"),
     "link": AlarmKind("gateway", "major"),
     "journal-full": AlarmKind("gateway", "critical"),

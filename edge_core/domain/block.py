@@ -17,20 +17,13 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edge_core.domain.obis import Obis
+from edge_core.domain.obis import Obis, plain_text
 from edge_core.domain.units import Unit
 
 Values = npt.NDArray[np.int64] | Sequence[int | None] | Sequence[str | None]
 """A column: an int64 array for long blocks, else a list or tuple of int (any size), text or None."""
 
 Times = npt.NDArray[np.int64] | Sequence[int]
-
-
-def _plain(struct: msgspec.Struct, name: str) -> None:
-    """Codes from meter models are checked subtypes of str, which the encoders refuse: plain text from here on."""
-    value = getattr(struct, name)
-    if type(value) is not str:
-        msgspec.structs.force_setattr(struct, name, str(value))
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -42,8 +35,8 @@ class Column(msgspec.Struct, frozen=True):
     attribute: int = 2
 
     def __post_init__(self) -> None:
-        _plain(self, "obis")
-        _plain(self, "unit")
+        plain_text(self, "obis")
+        plain_text(self, "unit")
 
 
 class Layout(msgspec.Struct, frozen=True, dict=True):
@@ -60,7 +53,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     cols: tuple[Column, ...]
 
     def __post_init__(self) -> None:
-        _plain(self, "profile")
+        plain_text(self, "profile")
 
     @cached_property
     def digest(self) -> str:

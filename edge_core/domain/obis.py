@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 Obis = str  # "1.0.1.8.0.255"
 
 
@@ -28,3 +30,10 @@ def obis_to_bytes(obis: Obis) -> bytes:
             f"{obis!r} is no OBIS code: six decimals (0 to 255) with dots, as in 1.0.1.8.0.255"
         )
     return bytes(map(int, parts))
+
+
+def plain_text(struct: msgspec.Struct, name: str) -> None:
+    """Make a field plain `str`: codes from meter models are checked subtypes of it, which the encoders refuse."""
+    value = getattr(struct, name)
+    if isinstance(value, str) and type(value) is not str:
+        msgspec.structs.force_setattr(struct, name, str(value))

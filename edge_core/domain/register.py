@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge_core.domain.obis import Obis
+from edge_core.domain.obis import Obis, plain_text
 from edge_core.domain.units import Unit
 
 
@@ -26,3 +26,8 @@ class RegisterReading(msgspec.Struct, frozen=True):
     value: int | str | None
     scaler: int
     unit: Unit
+
+    def __post_init__(self) -> None:
+        plain_text(self, "obis")
+        plain_text(self, "name")
+        plain_text(self, "unit")

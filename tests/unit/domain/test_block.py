@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from edge_core.config.models import ObisCode, UnitName
-from edge_core.domain import Block, Column, Layout, Secret, alarm_id, make_alarm
+from edge_core.domain import Block, Column, Layout, RegisterReading, Secret, alarm_id, make_alarm
 from edge_core.domain.block import runs_of
 from edge_core.domain.obis import obis_from_bytes, obis_to_bytes
 
@@ -29,6 +29,11 @@ def test_a_layout_from_a_model_can_be_encoded_and_hashed():
         layout.digest == Layout("1.0.99.1.0.255", 900, (Column("1.0.1.29.0.255", "Wh", 0),)).digest
     )
     assert msgspec.json.decode(msgspec.json.encode(layout))["cols"][0]["obis"] == "1.0.1.29.0.255"
+
+
+def test_a_register_from_a_model_can_be_encoded():
+    reading = RegisterReading(ObisCode("1.0.1.8.0.255"), "energy", 2, 5, 0, UnitName("Wh"))
+    assert msgspec.json.decode(msgspec.json.encode(reading))["obis"] == "1.0.1.8.0.255"
 
 
 @pytest.mark.parametrize("other", [
