@@ -48,7 +48,7 @@ def status(*, config_file: str, as_json: bool) -> int:
     try:
         answers = [ask(DataDirectory(config.data_dir).control, {"do": "journal-status"}, STATUS_S)]
     except GatewayAbsent:
-        answers = [msgspec.to_builtins(each.status(), enc_hook=str) for each in opened(config)]
+        answers = statuses(config)
     if as_json:
         click.echo(json.dumps(answers[0] if len(answers) == 1 else answers, ensure_ascii=False))
         return 0
@@ -56,6 +56,11 @@ def status(*, config_file: str, as_json: bool) -> int:
         for line in described(answer):
             click.echo(line)
     return 0
+
+
+def statuses(config: Config) -> list[dict[str, Any]]:
+    """The status of each journal file, opened by ourselves."""
+    return [msgspec.to_builtins(each.status(), enc_hook=str) for each in opened(config)]
 
 
 def described(status: dict[str, Any]) -> list[str]:

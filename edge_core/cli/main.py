@@ -53,6 +53,7 @@ COMMANDS: dict[str, Row] = {
         "edge_core.cli.probe:probe", "Who is on this line, and which meter model fits.", "Set up"
     ),
     "model": Row("edge_core.cli.model:model", "The meter models: list, show, check.", "Set up"),
+    "keys": Row("edge_core.cli.keys:keys", "Seal the keys of the meters.", "Set up"),
     "provision": Row(
         "edge_core.cli.provision:provision", "Claim and renew this gateway's certificate.", "Set up"
     ),

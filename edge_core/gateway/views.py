@@ -15,6 +15,7 @@ import msgspec
 from edge_core import errors
 from edge_core.acquisition import reading
 from edge_core.acquisition.tracing import Trace
+from edge_core.health import metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -172,6 +173,7 @@ class Views:
             "gaps": self._gaps,
             "alarms": self._recent_alarms,
             "journal-status": self._journal_status,
+            "metrics": self._metrics,
             "top": self._top,
             "tap": self._tap,
             "read": self._read,
@@ -204,6 +206,9 @@ class Views:
 
     async def _journal_status(self, request: Request) -> Any:  # noqa: ARG002
         return msgspec.to_builtins(self._gateway.journal.status(), enc_hook=str)
+
+    async def _metrics(self, request: Request) -> Any:  # noqa: ARG002
+        return metrics.REGISTRY.snapshot()
 
     async def _top(self, request: Request) -> AsyncIterator[Any]:
         every_s = min(60.0, max(0.2, float(request.get("every_s", 1.0))))

@@ -106,6 +106,10 @@ class DataDirectory:
         finally:
             os.close(descriptor)
 
+    def set_aside(self, file: Path, *, at: float) -> Path:
+        """Move a damaged SQLite file, its WAL with it, into damaged/; `at` (UTC epoch seconds) names it there."""
+        return store.set_aside(file, int(at), self.damaged)
+
 
 class Locks:
     """Locks held until `close` or the end of the process."""
@@ -278,7 +282,7 @@ class Memories:
         except (sqlite3.DatabaseError, msgspec.DecodeError, TypeError) as error:
             self._held.clear()
             self._shared.clear()
-            aside = store.set_aside(self._file, int(now), self._directory.damaged)
+            aside = self._directory.set_aside(self._file, at=now)
             log.warning(
                 "what drivers remember is damaged and is learned anew",
                 extra={"file": str(aside), "cause": str(error)},
