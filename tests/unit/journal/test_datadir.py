@@ -95,7 +95,8 @@ def test_children_do_not_inherit_the_lock(directory: DataDirectory) -> None:
     )
     try:
         locks.close()
-        assert directory.holder("dlms") is None
+        # the kernel lets the parent of a vfork go on just before exec closes descriptors in the child
+        eventually_sync(lambda: directory.holder("dlms") is None)
     finally:
         child.kill()
         child.communicate()
