@@ -1,0 +1,339 @@
+"""The role `detector`: follows the journal, closes civil days, has them scored, writes findings back.
+
+Everything that touches detector.db runs in one thread of its own; the event loop only waits. Per round: read the
+segments above the cursor (released ones too), tell evidence of rows that lasted long enough at once, close the days
+that are complete, save everything with the cursor, let a child score what was closed, journal the findings, and only
+then write down that they were told.
+
+A kill at any point loses nothing: the journal is read again from the saved cursor, days that were closed and not scored
+are marked, and findings keep their id. A damaged detector.db is set aside and learned again from what the journal keeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from edge_core.detector import evidence as rows_evidence
+from edge_core.detector import rules
+from edge_core.detector.collect import Collector, oldest_day
+from edge_core.detector.days import Calendar, name_of
+from edge_core.detector.history import GROUP, Store
+from edge_core.detector.scorer import ChildFailed, in_child
+from edge_core.detector.watch import Watch
+from edge_core.errors import JournalError
+from edge_core.health import metrics
+from edge_core.journal.datadir import DataDirectory
+from edge_core.schedule.calendar import Daily, Every, parse_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_core.clock import Clock
+    from edge_core.config.schema import Config
+    from edge_core.journal import Journal
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 2 * 3600
+SAVE_EVERY_S = 6 * 3600
+LOOK_EVERY_S = 600
+"""Civil seconds between two rounds at least; the desk's fast clock shortens them."""
+SHORTEST_ROUND_S, LONGEST_ROUND_S = 1.0, 60.0
+MAX_FINDINGS = 50
+MAX_SCORED_DAYS = 100
+
+FINDINGS = metrics.counter(
+    "opendcu_detector_findings_total", "Findings told, by kind; revisions count.", ("kind",)
+)
+DAYS = metrics.counter("opendcu_detector_meter_days_total", "Days of meters that were scored.")
+CHILD = metrics.gauge(
+    "opendcu_detector_child_memory_bytes", "Proportional set size of the last scoring child."
+)
+
+
+class Detector:
+    """Looks for anomalies while it runs.
+
+    Args:
+        config: checked configuration; `[detector]`, `[gateway]` and `[schedule]` are read.
+        journal: the journal of this process.
+        clock: civil days close by it.
+    """
+
+    def __init__(self, config: Config, journal: Journal, clock: Clock) -> None:
+        self._config, self._journal, self._clock = config, journal, clock
+        self._calendar = Calendar(ZoneInfo(config.gateway.timezone))
+        self._directory = DataDirectory(config.gateway.data_dir)
+        self._grace_s = grace_s(config.schedule.interval_reads)
+        self._stop = threading.Event()
+        self._scaled_clock = max(1.0, clock.speed)
+
+    async def run(self) -> None:
+        """Follow the journal until cancelled."""
+        loop = asyncio.get_running_loop()
+        committed = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(committed.set)
+
+        self._journal.on_commit(wake)
+        with ThreadPoolExecutor(1, "detector") as thread:
+
+            async def there(work: Callable[..., Any], *args: Any) -> Any:
+                return await loop.run_in_executor(thread, work, *args)
+
+            try:
+                await there(self._open)
+                while True:
+                    await self._round(there)
+                    wait_s = LOOK_EVERY_S / self._scaled_clock
+                    await asyncio.sleep(min(LONGEST_ROUND_S, max(SHORTEST_ROUND_S, wait_s)))
+                    committed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LONGEST_ROUND_S):
+                            await committed.wait()
+            finally:
+                self._stop.set()
+                thread.submit(self._close)
+
+    async def _round(self, there: Callable[..., Any]) -> None:
+        """Read, close, score, tell; a full disk or a damaged journal is not our end."""
+        try:
+            await there(self._take)
+            await self._tell(there)
+            days = await there(self._due)
+            if days:
+                await self._score(there, days)
+            await self._tell(there)
+        except (JournalError, sqlite3.Error) as error:
+            log.warning("detector: this round failed: %s", error)
+            await there(self._undo)
+
+    # ---- in the thread
+
+    def _open(self) -> None:
+        path = self._directory.detector
+        try:
+            self._store = Store(path)
+            self._store.quick_check()
+        except sqlite3.DatabaseError as error:
+            aside = self._directory.set_aside(path, at=self._clock.now())
+            log.warning("detector: %s is damaged (%s) and set aside as %s", path, error, aside)
+            self._store = Store(path)
+        self._load()
+
+    def _load(self) -> None:
+        """The state as the file has it."""
+        self._collector = Collector(self._store, self._calendar)
+        self._watch = Watch(self._store, self._calendar)
+        self._cursor = int(self._store.meta("cursor", 0))
+        self._pending: dict[int, set[int]] = {
+            int(day): set(parts)
+            for day, parts in json.loads(self._store.meta("pending", "{}")).items()
+        }
+        self._saved_at = self._clock.now()
+        self._told_missing = ""
+        epoch = self._store.meta("epoch")
+        if epoch != self._journal.epoch or self._cursor > self._journal.head():
+            if epoch is not None:
+                self._collector.start_over()
+            self._cursor = 0
+        self._journal.hold("detector", self._cursor)
+
+    def _undo(self) -> None:
+        """Back to what is saved."""
+        self._store.rollback()
+        self._load()
+
+    def _close(self) -> None:
+        try:
+            self._save()
+        except (sqlite3.Error, JournalError) as error:
+            log.warning("detector: not saved, it will be read again: %s", error)
+        self._store.close()
+
+    def _take(self) -> None:
+        """Everything that the journal has above the cursor."""
+        oldest = oldest_day(self._calendar.day_of(self._clock.now()))
+        while not self._stop.is_set():
+            page = self._journal.segments(self._cursor, limit=100, everything=True)
+            if not page:
+                break
+            for segment in page:
+                if self._stop.is_set():
+                    return
+                if segment.kind == "interval":
+                    self._segment(segment.id, oldest)
+                self._cursor = segment.id
+            self._shrink()
+        self._fast()
+
+    def _segment(self, number: int, oldest: int) -> None:
+        try:
+            blocks = self._journal.blocks(number)
+        except JournalError as error:
+            log.warning("detector: segment %d is left out: %s", number, error)
+            return
+        for block in blocks:
+            try:
+                self._collector.take(block, oldest=oldest)
+            except (ValueError, OverflowError) as error:
+                log.warning("detector: a block of meter %s is left out: %s", block.meter, error)
+
+    def _fast(self) -> None:
+        """Evidence that lasted long enough today is told now."""
+        for day, number in sorted(self._collector.fresh):
+            for kind, (seconds, first, last, extreme) in self._collector.evidence(
+                day, number
+            ).items():
+                if seconds >= rows_evidence.LASTING_S[kind]:
+                    self._watch.fire(
+                        number,
+                        kind,
+                        day,
+                        version=rules.VERSION,
+                        score=1000,
+                        explain={
+                            "expected": rows_evidence.EXPECTED[kind],
+                            "seen": round(extreme, 2),
+                            "seconds": round(seconds),
+                            "since": int(first),
+                            "until": int(last),
+                        },
+                    )
+        self._collector.fresh.clear()
+
+    def _shrink(self) -> None:
+        """Close what is beyond the bound of open days."""
+        self._close_days(list(self._collector.closing(0)))
+
+    def _due(self) -> list[list[Any]]:
+        """Close complete days, save, and say what is to be scored: [day, [part, ...]], oldest first."""
+        now = self._clock.now()
+        if not self._clock.synchronised():
+            return []
+        today = self._calendar.day_of(now - self._grace_s)
+        closing = list(self._collector.closing(today))
+        if closing:
+            self._close_days(closing)
+        if closing or now - self._saved_at >= SAVE_EVERY_S:
+            self._save()
+        days = sorted(self._pending)[-MAX_SCORED_DAYS:]
+        return [[day, sorted(self._pending[day])] for day in days if day < today]
+
+    def _close_days(self, days: list[tuple[int, int]]) -> None:
+        if not days:
+            return
+        self._store.begin()
+        try:
+            for day, part in days:
+                self._collector.close(day, part)
+                self._pending.setdefault(day, set()).add(part)
+            self._write()
+            self._store.commit()
+        except BaseException:
+            self._store.rollback()
+            raise
+        for day, part in days:
+            self._collector.closed(day, part)
+        self._written()
+
+    def _save(self) -> None:
+        self._store.begin()
+        try:
+            self._write()
+            self._store.forget_before(oldest_day(self._calendar.day_of(self._clock.now())))
+            self._store.commit()
+        except BaseException:
+            self._store.rollback()
+            raise
+        self._written()
+
+    def _write(self) -> None:
+        self._collector.save()
+        if not self._watch.messages:  # else they are written after the journal has them
+            self._watch.save()
+        self._store.set_meta("cursor", self._cursor)
+        self._store.set_meta("epoch", self._journal.epoch)
+        pending = {str(day): sorted(parts) for day, parts in self._pending.items()}
+        self._store.set_meta("pending", json.dumps(pending))
+
+    def _written(self) -> None:
+        self._collector.saved()
+        self._saved_at = self._clock.now()
+        self._journal.hold("detector", self._cursor)
+
+    # ---- scoring and telling
+
+    async def _score(self, there: Callable[..., Any], days: list[list[Any]]) -> None:
+        request = {"file": str(self._directory.detector), "days": days, "model": "", "keys": []}
+        try:
+            answer = await in_child(request)
+        except (ChildFailed, OSError) as error:
+            log.warning("detector: the scoring child failed: %s", error)
+            return
+        CHILD.set(answer["memory_mb"] * 1e6)
+        await there(self._judged, days, answer)
+        await self._tell(there)
+        await there(self._scored, days)
+
+    def _judged(self, days: list[list[Any]], answer: dict[str, Any]) -> None:
+        for day, number, kind, seen in answer["fired"]:
+            self._watch.fire(
+                number,
+                kind,
+                day,
+                version=answer["rules"],
+                explain={"why": rules.EXPLANATIONS[kind], "since": name_of(day), **seen},
+            )
+        self._watch.quiet(days[-1][0])
+
+    def _scored(self, days: list[list[Any]]) -> None:
+        for day, parts in days:
+            self._pending.pop(day, None)
+            DAYS.inc(by=len(parts) * GROUP)
+        self._save()
+
+    async def _tell(self, there: Callable[..., Any]) -> None:
+        """Journal the findings; when they are durable, write them down as told."""
+        messages = self._watch.take_messages()
+        if not messages:
+            return
+        for first in range(0, len(messages), MAX_FINDINGS):
+            some = messages[first : first + MAX_FINDINGS]
+            await asyncio.wrap_future(self._journal.note("anomalies", "", {"findings": some}))
+            for message in some:
+                FINDINGS.inc(message["kind"])
+                log.info(
+                    "finding: meter %s: %s", message["meter"], message["kind"],
+                    extra={"meter": message["meter"], "kind": message["kind"], "finding": message["id"]},
+                )  # fmt: skip
+        await there(self._save_findings)
+
+    def _save_findings(self) -> None:
+        self._store.begin()
+        try:
+            self._watch.save()
+            self._store.commit()
+        except BaseException:
+            self._store.rollback()
+            raise
+
+
+def grace_s(interval_reads: str) -> float:
+    """How long after midnight a day is closed: until the reads of its last rows are in."""
+    rule = parse_rule(interval_reads)
+    if isinstance(rule, Every):
+        return max(GRACE_S, 1.5 * rule.period_s)
+    if isinstance(rule, Daily):
+        return rule.minute * 60 + GRACE_S
+    return GRACE_S
