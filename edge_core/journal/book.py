@@ -39,7 +39,7 @@ Key = tuple[int, str]  # device number, profile
 
 _entry = msgspec.msgpack.Decoder(Entry)
 _group = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]])
-_layout = msgspec.msgpack.Decoder(Layout)
+decode_layout = msgspec.msgpack.Decoder(Layout).decode
 _spare = msgspec.msgpack.Decoder(
     tuple[list[tuple[int, str]], list[tuple[int, int, str]], list[tuple[int, str, bytes]]]
 )
@@ -60,7 +60,11 @@ class Names:
         self._copied = self._copying = (0, 0)  # devices and layouts in the second copy
 
     def load(self, connection: sqlite3.Connection) -> None:
-        """Read the tables of a journal file; what does not decode is left out."""
+        """Read the tables of a journal file.
+
+        Raises:
+            msgspec.MsgspecError: a layout does not decode.
+        """
         names = dict(connection.execute("SELECT id, name FROM meter"))
         self._meters = {name: number for number, name in names.items()}
         for number, meter, serial in connection.execute("SELECT id, meter, serial FROM device"):
@@ -68,7 +72,7 @@ class Names:
                 self._enter_device(number, names[meter], serial)
         for number, digest, body in connection.execute("SELECT id, digest, body FROM layout"):
             self._layouts[digest] = number
-            self._layout_of[number] = _layout.decode(body)
+            self._layout_of[number] = decode_layout(body)
         if connection.execute("SELECT count(*) FROM spare").fetchone()[0]:
             self._copied = self._copying = (0, len(self._layouts))  # devices with the next blobs
 

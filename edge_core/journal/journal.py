@@ -22,11 +22,11 @@ import sqlite3
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from edge_core.domain import Alarm, as_list
+from edge_core.domain import as_list
 from edge_core.errors import DiskFull, JournalDamaged, JournalError
 from edge_core.journal import codec, opening, store
 from edge_core.journal.book import Book, Names
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from edge_core.clock import Clock
-    from edge_core.domain import Block, Obis
+    from edge_core.domain import Alarm, Block, Obis
     from edge_core.journal.records import Appended, Durable, Lane
 
 MIB = 1 << 20
@@ -55,10 +55,9 @@ _WITHIN_S = {"lazy": LAZY_S, "soon": SOON_S, "now": 0.0}
 _REMEMBERED_ALARMS = 8192
 _CHECKPOINT_PAGES, _CHECKPOINT_PAGES_LATEST = 1000, 4000
 _json = msgspec.json.Encoder()
-_alarm = msgspec.json.Decoder(Alarm)
-_body = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Journal:
@@ -146,27 +145,24 @@ class Journal:
         lock = store.FileLock(path)
         try:
             told = lock.read()
-            now = int(clock.now())
+            now, schemas, takeover = int(clock.now()), opening.schemas(), opening.take_over
             connection, why = opening.open_file(
-                path,
-                suspect=bool(told.get("suspect")),
-                schemas=opening.schemas(),
-                now=now,
-                takeover=opening.take_over,
+                path, suspect=bool(told.get("suspect")), schemas=schemas, now=now, takeover=takeover
             )
+            keep = {PROFILE: keep_acked_s, LONG: keep_long_s, SAMPLES: keep_acked_s}
+            limits = {"max_bytes": max_bytes, "alarm_reserve_bytes": alarm_reserve_bytes}
             try:
-                keep = {PROFILE: keep_acked_s, LONG: keep_long_s, SAMPLES: keep_acked_s}
-                journal = cls(
-                    path,
-                    clock,
-                    lock,
-                    connection,
-                    max_bytes=max_bytes,
-                    alarm_reserve_bytes=alarm_reserve_bytes,
-                    keep_s=keep,
+                journal = cls(path, clock, lock, connection, keep_s=keep, **limits)
+            except (sqlite3.DatabaseError, msgspec.MsgspecError, ValueError, TypeError) as error:
+                # SQLite finds it sound, we do not
+                connection.close()
+                connection, why = opening.replace_file(
+                    path, repr(error), schemas=schemas, now=now, takeover=takeover
                 )
-                journal.was_damaged = why
-                machine = machine_id.read_text().strip() if machine_id.exists() else ""
+                journal = cls(path, clock, lock, connection, keep_s=keep, **limits)
+            journal.was_damaged = why
+            machine = machine_id.read_text().strip() if machine_id.exists() else ""
+            try:
                 journal.settle_epoch(int(told.get("epoch", 0)), machine)
             except BaseException:
                 connection.close()
@@ -275,6 +271,14 @@ class Journal:
         return self._hiding(
             some, alarm_ids, note_ids, "aside", cause, why, some, alarm_ids, note_ids
         )
+
+    def hold(self, name: str, cursor: int) -> None:
+        """A reader has all segments up to `cursor`: later ones are not freed for it when their time is over.
+
+        For 48 hours after they were filled at most, and never when room is needed. Not durable: a reader tells its
+        cursor again after a start. `segments(cursor, everything=True)` is how it goes on.
+        """
+        self._writing.holds[name] = cursor
 
     def flush(self) -> Future[None]:
         """Answered when everything handed over before is durable (or refused)."""
@@ -415,7 +419,8 @@ class Journal:
         with self._lock:
             hidden = {alarm_key(i) for what, i in self._hidden if what == "alarm"}
         rows = self._connection().execute(query, (limit + len(hidden),)).fetchall()
-        return [_alarm.decode(body) for key, body in rows if key not in hidden][:limit]
+        out = [self._decoded(opening.decode_alarm, body) for key, body in rows if key not in hidden]
+        return [alarm for alarm in out if alarm is not None][:limit]
 
     def notes_waiting(self, after: int = 0, limit: int = 100) -> list[Note]:
         """Notes with an id above `after` that wait for an ack, ascending."""
@@ -423,11 +428,12 @@ class Journal:
         with self._lock:
             hidden = {i for what, i in self._hidden if what == "note"}
         rows = self._connection().execute(query, (after, limit + len(hidden))).fetchall()
-        return [
-            Note(number, kind, sub, _body.decode(body))
+        out = [
+            (number, kind, sub, self._decoded(opening.decode_note, body))
             for number, kind, sub, body in rows
             if str(number) not in hidden
-        ][:limit]
+        ]
+        return [Note(n, kind, sub, body) for n, kind, sub, body in out if body is not None][:limit]
 
     def aside(self, limit: int = 100) -> list[Aside]:
         """What was set aside, oldest first."""
@@ -657,6 +663,15 @@ class Journal:
             with self._lock:
                 self._readers.append(connection)
         return connection
+
+    def _decoded(self, decode: Callable[[bytes], _T], body: bytes) -> _T | None:
+        """A body, or None when it rotted: one bad row blocks nobody, the next start looks at the whole file."""
+        try:
+            return decode(body)
+        except (msgspec.MsgspecError, ValueError):
+            log.exception("%s: a row does not decode", self.path)
+            self._suspect()
+            return None
 
     def _damage(self, error: sqlite3.DatabaseError) -> JournalError:
         reason = store.translate(error, self.path)

@@ -8,21 +8,25 @@ import importlib.resources
 import logging
 import sqlite3
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_core.domain import Alarm
 from edge_core.errors import JournalDamaged, JournalError
 from edge_core.journal import codec, store
-from edge_core.journal.book import Names, take_spare
+from edge_core.journal.book import Names, decode_layout, take_spare
 from edge_core.journal.retention import ALL_SLOTS, CHUNK, PROFILE, SLOTS, class_of
-from edge_core.journal.salvage import DamagedFile, Value
+from edge_core.journal.salvage import DamagedFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from edge_core.journal.salvage import Value
 
 log = logging.getLogger(__name__)
+
+Takeover = Callable[[Path, sqlite3.Connection], str]
 
 _SEGMENT_TABLE = (
     "CREATE TABLE seg{}(id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, kind TEXT NOT NULL, "
@@ -30,6 +34,9 @@ _SEGMENT_TABLE = (
     "body BLOB NOT NULL);"
 )
 
+
+decode_alarm = msgspec.json.Decoder(Alarm).decode
+decode_note = msgspec.json.Decoder(dict[str, Any]).decode
 
 _SHAPE = {type(None): "n", int: "i", str: "t", bytes: "b", float: "f"}
 _TABLES = {  # by shape: table, and whether its first column is the rowid
@@ -51,17 +58,12 @@ def schemas() -> list[str]:
 
 
 def open_file(
-    path: Path,
-    *,
-    suspect: bool,
-    schemas: list[str],
-    now: int,
-    takeover: Callable[[Path, sqlite3.Connection], str] | None,
+    path: Path, *, suspect: bool, schemas: list[str], now: int, takeover: Takeover | None
 ) -> tuple[sqlite3.Connection, str | None]:
     """A sound file with the present schema, and why the former one was set aside, if it was.
 
     Args:
-        suspect: a former run saw damage: check the whole file whatever its size.
+        suspect: check the whole file whatever its size.
         now: UTC second, names the damaged file.
         takeover: copies what can be read of a damaged file into the fresh one; says what.
 
@@ -74,6 +76,13 @@ def open_file(
         reason = error if isinstance(error, JournalDamaged) else store.translate(error, path)
         if not isinstance(reason, JournalDamaged):
             raise reason from error
+    return replace_file(path, str(reason), schemas=schemas, now=now, takeover=takeover)
+
+
+def replace_file(
+    path: Path, reason: str, *, schemas: list[str], now: int, takeover: Takeover | None
+) -> tuple[sqlite3.Connection, str]:
+    """Set a damaged file aside and begin a fresh one; the same arguments and answer as `open_file`."""
     log.error("%s is damaged and set aside: %s", path, reason)
     aside = store.set_aside(path, now)
     try:
@@ -84,7 +93,7 @@ def open_file(
     if takeover is not None:
         try:
             why += "; " + takeover(aside, connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             log.exception("nothing could be taken over from %s", aside)
             why += f"; nothing could be taken over: {error}"
     return connection, why
@@ -146,11 +155,23 @@ def _take_row(
     elif shape == "ntib" and isinstance(row[3], bytes):
         with contextlib.suppress(ValueError, zlib.error, msgspec.MsgspecError):
             take_spare(fresh, row[3])
-    elif shape in _TABLES:
+    elif shape in _TABLES and _decodes(shape, row[-1]):
         table, key = _TABLES[shape]
         values = (rowid, *row[1:]) if key else row
         marks = ", ".join("?" * len(values))
         fresh.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
+
+
+def _decodes(shape: str, body: Value) -> bool:
+    """Is the body of a layout, alarm or note what it should be? Others have none."""
+    decoder = {"ntb": decode_layout, "niib": decode_alarm, "nttb": decode_note}.get(shape)
+    if decoder is None or not isinstance(body, bytes):
+        return decoder is None
+    try:
+        decoder(body)
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return True
 
 
 def _take_segments(

@@ -164,6 +164,43 @@ def test_damage_that_only_shows_when_read_is_checked_at_the_next_start(opening, 
     assert opening().was_damaged is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE layout SET body = x'0102'",
+        "UPDATE meta SET value = 'abc' WHERE key = 'head'",
+        "UPDATE released SET bits = 'text'",
+    ],
+)
+def test_rows_that_make_no_sense_are_damage_too(opening, tmp_path, change):
+    journal = opening()
+    build(journal)
+    everything, _ = rows_in(journal)
+    journal.close()
+    db = sqlite3.connect(tmp_path / "a" / "journal.db")
+    assert db.execute(change).rowcount
+    db.commit()
+    db.close()
+    journal = opening()
+    assert "set aside" in journal.was_damaged
+    rows, _ = rows_in(journal)
+    assert everything.items() <= rows.items()  # what was released may come again
+
+
+def test_an_alarm_or_note_that_rotted_blocks_nobody(opening, tmp_path):
+    journal = opening()
+    build(journal)
+    journal.close()
+    db = sqlite3.connect(tmp_path / "a" / "journal.db")
+    db.execute("UPDATE alarm SET body = x'7b' WHERE n = 3")
+    db.execute("UPDATE note SET body = x'ff' WHERE id = 4")
+    db.commit()
+    db.close()
+    journal = opening()
+    assert len(journal.alarms_waiting()) == 49
+    assert [n.id for n in journal.notes_waiting()] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+
+
 def test_a_ledger_blob_that_does_not_decode_costs_a_second_delivery_only(opening, tmp_path):
     journal = opening()
     build(journal)

@@ -94,7 +94,7 @@ def block_of(draw):
     )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(block_of(), min_size=1, max_size=6))
 def test_every_block_comes_back_as_it_was(blocks):
     _, (back, _) = round_trip(blocks)
@@ -156,7 +156,7 @@ def test_a_column_too_few_is_refused():
         codec.check(b)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_damaged_body_is_named_and_nothing_else_happens(data):
     b = one(range(0, 900 * 40, 900), [[i * i for i in range(40)], [None] * 40], q={"offset": 1})
@@ -168,7 +168,7 @@ def test_a_damaged_body_is_named_and_nothing_else_happens(data):
         codec.decode(body, lambda _: ("m", "d"), lambda _: b.layout)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_payload_behind_a_right_checksum_decodes_or_is_damaged(payload):
     import zlib

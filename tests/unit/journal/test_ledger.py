@@ -341,7 +341,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(ACTIONS)
 @example([("capture", 8, True), ("read", 0, False), ("step", -3, 0), ("capture", 2, True)])
 def test_a_careful_reader_delivers_each_row_exactly_once(actions):
@@ -369,7 +369,7 @@ def test_a_careful_reader_delivers_each_row_exactly_once(actions):
     assert entry.captured == len(meter.rows)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(ACTIONS)
 def test_a_careless_reader_ends_with_the_truth_after_reading_by_entry(actions):
     """Range reads although the clock was set (all rows of the range, as meters do); every row has its own value."""
