@@ -26,7 +26,6 @@ def run(file: Path, roles: str) -> None:
     cannot start.
     """
     import asyncio
-    import logging
     import signal
     import sys
 
@@ -45,7 +44,7 @@ def run(file: Path, roles: str) -> None:
     config = load(file, strict=False)
     logs.set_up(config.logs.level)
     for warning in config.warnings:
-        logging.getLogger(__name__).warning("%s", warning)
+        events.config_unknown_key(warning)
 
     async def main() -> None:
         """Gateways one after another: SIGHUP ends the present one for the next configuration, other signals end all."""

@@ -15,6 +15,7 @@ import msgspec
 
 from edge_core import errors
 from edge_core.acquisition.reading import Reading, read
+from edge_core.health import events
 
 if TYPE_CHECKING:
     from edge_core.acquisition.poller import Poller
@@ -65,6 +66,7 @@ class Commands:
             return
         refusal = self._refusal(order)
         if refusal:
+            events.command_refused(order.do, order.id, ": ".join(refusal))
             self._answer(order.id, "failed", error=refusal)
             return
         if len(self._running) >= AT_ONCE:

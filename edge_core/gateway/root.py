@@ -23,6 +23,8 @@ from edge_core.config.keys import KeyRing
 from edge_core.domain import make_alarm
 from edge_core.gateway.commands import Commands
 from edge_core.gateway.views import Views
+from edge_core.health import events
+from edge_core.health.watchdog import Watchdog, notify
 from edge_core.journal import CounterStore, Journal
 from edge_core.journal.datadir import DataDirectory, Memories
 from edge_core.transports.control import ControlServer
@@ -32,10 +34,12 @@ if TYPE_CHECKING:
 
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
+    from edge_core.domain import Alarm
     from edge_core.uplink.sender import Sender
 
 log = logging.getLogger(__name__)
 STOP_S = 4.0
+HOUSEKEEPING_S = 60.0
 POLLING_ROLES = ("dlms", "modbus")
 
 
@@ -60,7 +64,7 @@ class Gateway:
     ) -> None:
         self.config, self.clock = config, clock
         self.roles = tuple(roles or config.gateway.roles)
-        self._began = clock.monotonic()
+        self._began = self._uplink_lost = clock.monotonic()
         self.directory = DataDirectory(config.gateway.data_dir).prepare()
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
@@ -145,14 +149,13 @@ class Gateway:
                     self._add_detector(room)
                 if "console" in self.roles:
                     self._add_console(room)
-                log.info(
-                    "gateway %s runs: roles %s, %d meters, journal epoch %d",
-                    self.config.gateway.id,
-                    " ".join(self.roles),
-                    len(self.poller.meters),
-                    self.journal.epoch,
-                )
+                room("watchdog", Watchdog(self.clock).run())
+                self.journal.on_alarm(self._tell_alarm)
+                events.started(self.version, self.roles, len(self.poller.meters))
+                notify("READY=1")
                 await self._stopping.wait()
+                notify("STOPPING=1")
+                events.stopping("asked to")
                 await self._stop_rooms(polling, background)
         finally:
             if self.listener is not None:
@@ -194,8 +197,10 @@ class Gateway:
         topics = Topics(self.config.uplink.topic_prefix, self.config.gateway.id)
         hooks = Hooks(
             on_command=self.commands.take,
-            on_no_acks=lambda seconds: self._alarm("no-acks", {"seconds": round(seconds)}),
+            on_no_acks=self._on_no_acks,
             on_new_epoch=self._on_new_epoch,
+            on_aside=lambda n, cause, why: events.message_set_aside(n, f"{cause}: {why}"),
+            on_connected=self._on_connected,
         )
         return Sender(
             self.config,
@@ -204,6 +209,18 @@ class Gateway:
             self.clock,
             hooks=hooks,
         )
+
+    def _on_no_acks(self, seconds: float) -> None:
+        events.no_acks(seconds)
+        self._alarm("no-acks", {"seconds": round(seconds)})
+
+    def _on_connected(self, connected: bool, reason: str) -> None:
+        now = self.clock.monotonic()
+        if connected:
+            events.uplink_up(self.config.uplink.url, now - self._uplink_lost)
+        else:
+            self._uplink_lost = now
+            events.uplink_down(self.config.uplink.url, reason)
 
     def _on_new_epoch(self, epoch: int, why: str) -> None:
         self._alarm("journal-damaged", {"epoch": epoch, "cause": why})
@@ -235,8 +252,14 @@ class Gateway:
             )
         )
 
+    @staticmethod
+    def _tell_alarm(alarm: Alarm) -> None:
+        events.alarm_raised(alarm.code, alarm.meter, alarm.class_)
+
     def _raise_start_alarms(self) -> None:
+        events.journal_opened(self.journal.epoch, self.journal.status().segments_waiting)
         if self.journal.was_damaged:
+            events.journal_damaged(self.journal.was_damaged)
             self._alarm("journal-damaged", {"cause": self.journal.was_damaged})
         if (
             self.config.warnings
@@ -245,16 +268,25 @@ class Gateway:
 
     async def _report_health(self) -> None:
         """Publish health at its period, and raise journal-full when room ends."""
-        full = False
+        full, valid = False, True
         period = self.config.health.every_s()
+        due = self.clock.monotonic()
         while True:
             status = self.journal.status()
             if status.full and not full:
+                events.journal_full(status.used_bytes)
                 self._alarm("journal-full", {"used_bytes": status.used_bytes})
+            elif full and not status.full:
+                events.journal_has_room()
             full = status.full
-            if self.sender is not None:
+            if valid != self.clock.synchronised():
+                valid = not valid
+                (events.clock_valid if valid else events.clock_invalid)()
+            events.summarise()
+            if self.sender is not None and self.clock.monotonic() >= due:
                 self.sender.publish_health(self.views.health())
-            await asyncio.sleep(period)
+                due += period
+            await asyncio.sleep(min(period, HOUSEKEEPING_S))
 
     def uptime_s(self) -> int:
         """Real seconds since the start."""

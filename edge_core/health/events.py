@@ -89,14 +89,9 @@ def clock_invalid() -> None:
     )
 
 
-def clock_valid(step_s: float) -> None:
-    """The system clock is synchronised now."""
-    _tell(
-        "clock-valid",
-        logging.INFO,
-        f"the clock is synchronised, it moved {step_s:+.1f} s",
-        step_s=step_s,
-    )
+def clock_valid() -> None:
+    """The system clock is synchronised again."""
+    _tell("clock-valid", logging.INFO, "the clock is synchronised again")
 
 
 def loop_stalled(for_s: float, where: str) -> None:
@@ -106,18 +101,6 @@ def loop_stalled(for_s: float, where: str) -> None:
         logging.ERROR,
         f"the main loop stands still for {for_s:.1f} s at {where}",
         for_s=for_s,
-    )
-
-
-def role_failed(role: str, error: BaseException) -> None:
-    """A part of the gateway ended with an unexpected error and is started again."""
-    EVENTS.inc("role-failed")
-    log.error(
-        "%s failed and is started again: %s",
-        role,
-        type(error).__name__,
-        exc_info=error,
-        extra={"code": "role-failed", "role": role},
     )
 
 
@@ -213,47 +196,6 @@ def journal_refused(meter: str, error: BaseException, *, burst: Burst | None = N
         EVENTS.inc("journal-refused")
 
 
-def key_rejected(meter: str, cause: str) -> None:
-    """A meter does not accept a key, or cannot prove that it knows ours: it is parked, a human is needed."""
-    _tell(
-        "key-rejected",
-        logging.ERROR,
-        f"meter {meter}: key rejected: {cause}; it is not asked again",
-        meter=meter,
-    )
-
-
-def wrong_meter(meter: str, expected: str, found: str) -> None:
-    """Another device than the configured one answers at this address."""
-    text = f"meter {meter}: device {found} answers, {expected or 'another one'} was expected"
-    _tell("wrong-meter", logging.ERROR, text, meter=meter, expected=expected, found=found)
-
-
-def foreign_client(meter: str, ours: int, theirs: int) -> None:
-    """The meter's invocation counter moved without us: somebody else uses our key."""
-    text = f"meter {meter}: its invocation counter stands at {theirs}, ours at {ours}: another client uses this key"
-    _tell("foreign-client", logging.ERROR, text, meter=meter, ours=ours, theirs=theirs)
-
-
-def meter_clock(meter: str, offset_s: float, did: str) -> None:
-    """A meter's clock is off; `did` says what was done about it."""
-    _tell(
-        "clock",
-        logging.WARNING,
-        f"meter {meter}: clock {offset_s:+.0f} s off: {did}",
-        meter=meter,
-        offset_s=offset_s,
-    )
-
-
-def layout_changed(meter: str, profile: str) -> None:
-    """Capture objects or scalers differ from the proven ones; rows since the last proof are read again."""
-    text = (
-        f"meter {meter}: the layout of {profile} changed; rows since the last proof are read again"
-    )
-    _tell("layout-changed", logging.WARNING, text, meter=meter, profile=profile)
-
-
 # Pushes and alarms ----------------------------------------------------------------------------------------------------
 
 
@@ -268,60 +210,33 @@ def push_dropped(cause: str, sender: str) -> None:
     )
 
 
-def alarm_raised(alarm_code: str, meter: str, class_: str) -> None:
+def alarm_raised(alarm_code: str, meter: str, class_: str, *, burst: Burst | None = None) -> None:
     """An alarm left for the cloud."""
-    _tell(
-        "alarm",
-        logging.INFO,
-        f"alarm {alarm_code}{f' of {meter}' if meter else ''}",
-        alarm=alarm_code,
-        meter=meter,
-        alarm_class=class_,
-    )
-
-
-def outage_inferred(group: str, silent: int, of: int) -> None:
-    """So many meters of a feeder or transformer are silent that it must be an outage."""
-    _tell(
-        "outage-inferred",
-        logging.WARNING,
-        f"outage inferred at {group}: {silent} of {of} meters silent",
-        group=group,
-    )
+    if (burst or _burst).tells(f"alarm {alarm_code}"):
+        text = f"alarm {alarm_code}" + (f" of meter {meter}" if meter else "")
+        _tell("alarm", logging.INFO, text, alarm=alarm_code, meter=meter, alarm_class=class_)
+    else:
+        EVENTS.inc("alarm")
 
 
 # Journal --------------------------------------------------------------------------------------------------------------
 
 
 def journal_opened(epoch: int, waiting: int) -> None:
-    """The journal is open; so many readings wait for the cloud."""
-    _tell(
-        "journal-opened",
-        logging.INFO,
-        f"journal open, epoch {epoch}, {waiting} readings waiting",
-        epoch=epoch,
-        waiting=waiting,
-    )
+    """The journal is open; so many segments wait for the cloud."""
+    text = f"journal open, epoch {epoch}, {waiting} segments waiting"
+    _tell("journal-opened", logging.INFO, text, epoch=epoch, waiting=waiting)
 
 
-def journal_damaged(file: str, cause: str) -> None:
+def journal_damaged(cause: str) -> None:
     """A file could not be read, was set aside, and a fresh one begun under a new epoch."""
-    _tell(
-        "journal-damaged",
-        logging.ERROR,
-        f"journal damaged, set aside as {file}: {cause}",
-        file=file,
-        cause=cause,
-    )
+    _tell("journal-damaged", logging.ERROR, f"journal damaged: {cause}", cause=cause)
 
 
-def journal_full(free: str) -> None:
+def journal_full(used_bytes: int) -> None:
     """No room is left that may be freed: profiles are not read until there is."""
-    _tell(
-        "journal-full",
-        logging.ERROR,
-        f"journal full ({free}): the meters' own memory is the buffer now",
-    )
+    text = f"journal full at {used_bytes} octets: the meters' own memory is the buffer now"
+    _tell("journal-full", logging.ERROR, text, used_bytes=used_bytes)
 
 
 def journal_has_room() -> None:
@@ -331,11 +246,6 @@ def journal_has_room() -> None:
         logging.INFO,
         "the journal has room again; what was missed is read from the meters",
     )
-
-
-def disk_failed(cause: str) -> None:
-    """A write to the disk failed."""
-    _tell("disk", logging.ERROR, f"disk: {cause}", cause=cause)
 
 
 # Uplink ---------------------------------------------------------------------------------------------------------------
