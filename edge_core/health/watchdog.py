@@ -87,14 +87,15 @@ class Watchdog:
         """Beat from the loop that runs this, until cancelled; tells systemd as often as it wants."""
         self._loop_thread = threading.get_ident()
         self._beat = self._clock.monotonic()
-        every = watchdog_period_s() or BEAT_S
+        wanted_s = watchdog_period_s()
         watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         watcher.start()
         try:
             while True:
                 self._beat = self._clock.monotonic()
-                notify("WATCHDOG=1")
-                await asyncio.sleep(min(every, BEAT_S))
+                if wanted_s:
+                    notify("WATCHDOG=1")
+                await asyncio.sleep(min(wanted_s or BEAT_S, BEAT_S))
         finally:
             self._stop.set()
 

@@ -51,23 +51,38 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The configuration of a gateway that runs, with one meter that is not there."""
     folder = tmp_path_factory.mktemp("live")
     config = folder / "gateway.toml"
-    with socket.socket() as dead:  # bound and not listening: refuses
-        dead.bind(("127.0.0.1", 0))
+    with (
+        socket.socket() as dead,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        (folder / "log").open("wb") as log,
+    ):
+        dead.bind(("127.0.0.1", 0))  # bound and not listening: refuses
         config.write_text(CONFIG.format(dead=dead.getsockname()[1], console=free_port()))
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([PROGRAM, "run", "-c", config], stdout=log, stderr=log)
+        manager.bind(str(folder / "notify"))
+        manager.settimeout(20)
+        process = subprocess.Popen(
+            [PROGRAM, "run", "-c", config],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"NOTIFY_SOCKET": str(folder / "notify")},
+        )
         try:
-            eventually_sync(
-                lambda: (folder / "data" / "control.sock").exists() or process.poll() is not None,
-                20,
-            )
-            assert process.poll() is None, (folder / "log").read_text()
+            assert manager.recv(100) == b"READY=1", (folder / "log").read_text()
+            assert (folder / "data" / "control.sock").exists()
             yield config
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(10)
         assert code == 0, (folder / "log").read_text()
+        assert manager.recv(100) == b"STOPPING=1"
     assert not (folder / "data" / "control.sock").exists()
+    codes = [json.loads(line).get("code") for line in (folder / "log").read_text().splitlines()]
+    assert [c for c in codes if c in ("journal-opened", "started", "stopping")] == [
+        "journal-opened",
+        "started",
+        "stopping",
+    ]
+    assert "meter-lost" in codes
 
 
 def opendcu(*args: str | Path, code: int = 0) -> str:

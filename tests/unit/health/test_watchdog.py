@@ -51,6 +51,21 @@ async def test_a_running_loop_beats(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records[0].levelno == logging.ERROR
 
 
+async def test_systemd_hears_of_every_beat_if_it_wants_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "20000")
+        task = asyncio.create_task(Watchdog(ManualClock()).run())
+        for _ in range(3):
+            assert await asyncio.to_thread(manager.recv, 100) == b"WATCHDOG=1"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 BLOCKED = """
 import asyncio, threading
 from edge_core.clock import SystemClock
