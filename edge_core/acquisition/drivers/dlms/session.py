@@ -477,6 +477,8 @@ class Session:
         text = str(cause) or type(cause).__name__
         # once an answer verified, the keys are right: what fails after it was altered on its way
         proven = self._opening is not None and self._opening.peer_counter >= 0
+        if proven and during == "AARQ":
+            during = "HLS passes 3 and 4"
         if isinstance(cause, TimeoutError):
             return LineSilent(
                 meter, place, during, text, "Is the meter powered, is the address right?"
