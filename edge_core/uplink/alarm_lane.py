@@ -1,4 +1,7 @@
-"""The alarms lane: the first alarm leaves alone and at once, in a storm those heard within `batch_ms` share messages.
+"""The alarms lane: an alarm leaves alone and at once; in a storm those heard within `batch_ms` share messages.
+
+A storm is more than AT_ONCE_PER_S alarms a second for longer than AT_ONCE_BURST of them (on a narrow link: the second
+alarm within `batch_ms`): publishes are what the cloud's quota counts, and bulk needs its share of them.
 
 An alarm comes from the journal's subscription, before its commit, and leaves in the same turn of the loop. What cannot
 leave now (no connection, no number) is not kept here: it waits in the journal like every row, and `look` finds it. The
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 MOST_WAITING = 20_000
 STORM_PER_S = 200  # above this, narrow links get compact columns
+AT_ONCE_PER_S = 30.0
+AT_ONCE_BURST = 10.0
 
 
 class AlarmLane:
@@ -57,7 +62,9 @@ class AlarmLane:
         self._narrow = narrow
         self._waiting: dict[str, Alarm] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._last = float("-inf")
+        self._rate = 1 / max(batch_s, 0.001) if narrow else AT_ONCE_PER_S
+        self._burst = self._tokens = 1.0 if narrow else AT_ONCE_BURST
+        self._last = clock.monotonic()
         self.missed = True  # at the start the journal may hold some
 
     def heard(self, alarm: Alarm, loop: asyncio.AbstractEventLoop) -> None:
@@ -68,13 +75,15 @@ class AlarmLane:
             self.missed = True
             return
         self._waiting[alarm.id] = alarm
-        wait = self._last + self._batch_s - self._clock.monotonic()
-        if self._timer is not None:
-            return
-        if wait <= 0:
-            self.flush()
-        else:
-            self._timer = loop.call_later(wait, self.flush)
+        if self._timer is None:
+            now = self._clock.monotonic()
+            self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+            self._last = now
+            if self._tokens >= 1.0 or self._batch_s <= 0:
+                self._tokens -= 1.0
+                self.flush()
+            else:
+                self._timer = loop.call_later(self._batch_s, self.flush)
 
     def found(self, alarms: Iterable[Alarm]) -> None:
         """Alarms that wait in the journal: those that are not under way leave now."""
@@ -97,7 +106,6 @@ class AlarmLane:
             for draft in self._drafts(class_, alarms):
                 if not self._emit(draft):
                     self.missed = True
-        self._last = self._clock.monotonic()
 
     def _drafts(self, class_: str, alarms: list[Alarm]) -> list[Draft]:
         storm = len(alarms) > max(1, STORM_PER_S * self._batch_s)

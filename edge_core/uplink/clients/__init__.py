@@ -28,17 +28,22 @@ class NotConnected(errors.BrokerUnreachable):
 
 
 class Client(Protocol):
-    """One way to the cloud.
+    """One way to the cloud."""
 
-    Attributes:
-        confirms: a returned publish means stored for good: nobody sends acks (files).
-        receive_maximum: publishes that the other side takes before it has confirmed one; valid while connected.
-        max_payload: octets of payload that the other side takes, or None; valid while connected.
-    """
+    @property
+    def confirms(self) -> bool:
+        """A returned publish means stored for good: nobody sends acks (files)."""
+        ...
 
-    confirms: bool
-    receive_maximum: int
-    max_payload: int | None
+    @property
+    def receive_maximum(self) -> int:
+        """Publishes that the other side takes before it has confirmed one; valid while connected."""
+        ...
+
+    @property
+    def max_payload(self) -> int | None:
+        """Octets of payload that the other side takes, or None when it does not say; valid while connected."""
+        ...
 
     async def connect(self) -> None:
         """Connect and subscribe.
@@ -94,4 +99,8 @@ def make_client(config: Config, subscription: str) -> Client:
         from edge_core.uplink.clients.file import FileClient
 
         return FileClient(uplink.url)
+    if uplink.kind == "greengrass":
+        from edge_core.uplink.clients.greengrass import GreengrassClient
+
+        return GreengrassClient(subscription)
     raise ValueError(f"[uplink] kind {uplink.kind!r} is served by nothing")

@@ -149,6 +149,9 @@ class _Paho(paho.Client):
     def _create_socket(self) -> Any:
         """TCP and TLS; a handshake that fails leaves no socket behind."""
         sock = self._create_socket_connection()
+        sock.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # an alarm waits for no other ACK
         if self._ssl_context is None:
             return sock
         secured = self._ssl_context.wrap_socket(

@@ -170,7 +170,7 @@ async def test_an_alarm_overtakes_a_backlog_under_way(cloud: Cloud, uplink: Make
     await eventually(lambda: box.drained, 25)
 
 
-async def test_a_storm_shares_messages_but_the_first_leaves_alone(
+async def test_a_storm_shares_messages_but_the_first_ones_leave_alone(
     cloud: Cloud, uplink: Make
 ) -> None:
     box = uplink().start()
@@ -180,8 +180,8 @@ async def test_a_storm_shares_messages_but_the_first_leaves_alone(
     await eventually(lambda: len(cloud.alarms) == 500)
     await eventually(lambda: box.drained)
     sizes = [len(d["alarms"]) for topic, d in cloud.documents if topic == "alarms/outage"]
-    assert sizes[0] == 1
-    assert len(sizes) < 20
+    assert sizes[:10] == [1] * 10
+    assert len(sizes) < 30
     assert set(cloud.alarms.values()) == {1}
 
 
