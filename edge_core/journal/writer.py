@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 LAZY_WEIGHT = 1000
 LAZY_S = 60.0
 SOON_S = 0.2
+_NEVER = float("inf")
 _NAP_S = 0.25  # a clock that is moved by hand wakes nobody
 
 
@@ -57,9 +58,9 @@ class GroupCommit:
         self._changed = threading.Condition()
         self._items: list[Item[Any]] = []
         self._lazy: list[Item[Any]] = []
-        self._lazy_weight = 0
+        self._due = self._lazy_due = _NEVER  # the earliest of each
+        self._weight = self._lazy_weight = 0
         self._closing = False
-        self._busy = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -79,30 +80,33 @@ class GroupCommit:
             if weight and within_s >= LAZY_S:
                 self._lazy.append(item)
                 self._lazy_weight += weight
-                wake = self._lazy_weight >= LAZY_WEIGHT or len(self._lazy) == 1
+                if self._lazy_weight >= LAZY_WEIGHT:
+                    self._lazy_due = 0.0
+                    self._changed.notify_all()
+                elif item.due < self._lazy_due:
+                    self._lazy_due = item.due
+                    self._changed.notify_all()
             else:
                 self._items.append(item)
-                wake = True
-            if wake:
-                self._changed.notify_all()
+                self._weight += weight
+                if item.due < self._due:
+                    self._due = item.due
+                    self._changed.notify_all()
         return item
 
     def waiting(self) -> int:
         """Readings that are not yet committed."""
-        with self._changed:
-            return self._lazy_weight + sum(item.weight for item in self._items)
+        return self._weight + self._lazy_weight
 
     def urgent(self) -> bool:
         """Does anything wait that is due now?"""
-        now = self._clock.monotonic()
-        with self._changed:
-            return any(item.due <= now for item in self._items)
+        return self._due <= self._clock.monotonic()
 
     def flush(self) -> Future[None]:
         """Commit everything queued so far; answered when it is durable."""
         with self._changed:
-            for item in (*self._items, *self._lazy):
-                item.due = 0.0
+            if self._lazy:
+                self._lazy_due = 0.0
         return self.submit("flush").future
 
     def close(self, timeout_s: float) -> bool:
@@ -119,18 +123,14 @@ class GroupCommit:
         with self._changed:
             while True:
                 now = self._clock.monotonic()
-                lazy_due = bool(self._lazy) and (
-                    self._closing
-                    or self._lazy_weight >= LAZY_WEIGHT
-                    or min(item.due for item in self._lazy) <= now
-                )
-                if lazy_due or (
-                    self._items and (self._closing or min(i.due for i in self._items) <= now)
-                ):
+                lazy = bool(self._lazy) and (self._closing or self._lazy_due <= now)
+                if lazy or (self._items and (self._closing or self._due <= now)):
                     batch, self._items = self._items, []
-                    if lazy_due:
+                    self._due, self._weight = _NEVER, 0
+                    if lazy:
                         batch += self._lazy
-                        self._lazy, self._lazy_weight = [], 0
+                        self._lazy = []
+                        self._lazy_due, self._lazy_weight = _NEVER, 0
                     return batch
                 if self._closing:
                     return None
