@@ -64,12 +64,18 @@ class _Found(NamedTuple):
 
 
 def load(
-    path: str | Path, *, strict: bool = True, environment: Mapping[str, str] = os.environ
+    path: str | Path,
+    *,
+    strict: bool = True,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
     """The configuration in `path`.
 
     Args:
         strict: keys that this release does not know are mistakes; without it they stand in `Config.warnings`.
+        overrides: table, key, value: these go before the file; numbers and booleans may be text (a Greengrass
+            component's configuration).
 
     Raises:
         ConfigErrors: all mistakes of gateway.toml, the fleet file and the models used.
@@ -85,6 +91,10 @@ def load(
             hint = did_you_mean(key, (*TABLES, *LISTS))
             findings.unknown.append(ConfigError(file, key, "", "unknown table", hint))
 
+    given = overrides or {}
+    for name, keys in given.items():
+        if isinstance(raw.setdefault(name, {}), dict):
+            raw[name] |= keys
     if "gateway" not in raw:
         findings.mistake(
             file, "gateway", "", "the table is missing", 'it needs at least id = "..."'
@@ -92,7 +102,7 @@ def load(
         raw["gateway"] = {"id": "missing"}
     tables: dict[str, Any] = {}
     for name, cls in TABLES.items():
-        built = build(cls, raw.get(name, {}), findings, file, name)
+        built = build(cls, raw.get(name, {}), findings, file, name, text=name in given)
         if built is not None:
             tables[name] = _absolute(built, folder)
     if (override := environment.get("OPENDCU_DATA_DIR")) and "gateway" in tables:

@@ -107,7 +107,9 @@ class Gateway:
         )
         self.sender: Sender | None = None
         self.commands = Commands(config, self.poller, self.journal, clock)
+        self.about: dict[str, Any] = {}  # what whoever runs us adds to health: nucleus, component
         self.views = Views(self)
+        self.running = asyncio.Event()  # every room has begun
         self._stopping = asyncio.Event()
 
     # --- life
@@ -212,7 +214,7 @@ class Gateway:
 
     def _on_no_acks(self, seconds: float) -> None:
         events.no_acks(seconds)
-        self._alarm("no-acks", {"seconds": round(seconds)})
+        self.alarm("no-acks", {"seconds": round(seconds)})
 
     def _on_connected(self, connected: bool, reason: str) -> None:
         now = self.clock.monotonic()
@@ -223,7 +225,7 @@ class Gateway:
             events.uplink_down(self.config.uplink.url, reason)
 
     def _on_new_epoch(self, epoch: int, why: str) -> None:
-        self._alarm("journal-damaged", {"epoch": epoch, "cause": why})
+        self.alarm("journal-damaged", {"epoch": epoch, "cause": why})
 
     def _add_detector(self, room: Any) -> None:
         try:
@@ -243,7 +245,7 @@ class Gateway:
 
     # --- health
 
-    def _alarm(self, code: str, detail: dict[str, Any]) -> None:
+    def alarm(self, code: str, detail: dict[str, Any]) -> None:
         """An alarm of the gateway itself."""
         now = int(self.clock.now())
         self.journal.alarm(
@@ -260,11 +262,11 @@ class Gateway:
         events.journal_opened(self.journal.epoch, self.journal.status().segments_waiting)
         if self.journal.was_damaged:
             events.journal_damaged(self.journal.was_damaged)
-            self._alarm("journal-damaged", {"cause": self.journal.was_damaged})
+            self.alarm("journal-damaged", {"cause": self.journal.was_damaged})
         if (
             self.config.warnings
         ):  # never a reason not to start: the release before must start on this file too
-            self._alarm("config-unknown-key", {"keys": list(self.config.warnings[:20])})
+            self.alarm("config-unknown-key", {"keys": list(self.config.warnings[:20])})
 
     async def _report_health(self) -> None:
         """Publish health at its period, and raise journal-full when room ends."""
@@ -275,7 +277,7 @@ class Gateway:
             status = self.journal.status()
             if status.full and not full:
                 events.journal_full(status.used_bytes)
-                self._alarm("journal-full", {"used_bytes": status.used_bytes})
+                self.alarm("journal-full", {"used_bytes": status.used_bytes})
             elif full and not status.full:
                 events.journal_has_room()
             full = status.full
