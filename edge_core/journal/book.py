@@ -15,6 +15,7 @@ import logging
 import threading
 import zlib
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,8 +38,12 @@ _CLASSES = {"interval": 0, "midnight": 1, "billing": 2, "instantaneous": 3, "eve
 
 Key = tuple[int, str]  # device number, profile
 
+Packed = tuple[
+    bytes, bytes
+]  # an entry without, and its tail hashes: what compresses and what does not
+
 _entry = msgspec.msgpack.Decoder(Entry)
-_group = msgspec.msgpack.Decoder(list[tuple[int, str, bytes]])
+_group = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[bytes], list[int], bytes])
 decode_layout = msgspec.msgpack.Decoder(Layout).decode
 _spare = msgspec.msgpack.Decoder(
     tuple[list[tuple[int, str]], list[tuple[int, int, str]], list[tuple[int, str, bytes]]]
@@ -184,12 +189,49 @@ def _inserted(cursor: sqlite3.Cursor) -> int:
     return cursor.lastrowid
 
 
+def _pack(entry: Entry) -> Packed:
+    hashes, entry.tail_hashes = entry.tail_hashes, b""
+    octets = _encode(entry)
+    entry.tail_hashes = hashes
+    return octets, hashes
+
+
+def _unpack(packed: Packed) -> Entry:
+    entry = _entry.decode(packed[0])
+    entry.tail_hashes = packed[1]
+    return entry
+
+
+def _pack_group(entries: dict[Key, Packed]) -> bytes:
+    """Column by column: the entries of neighbours are nearly the same, only their hashes are not."""
+    keys = sorted(entries)
+    return zlib.compress(
+        _encode(
+            (
+                [b - a for a, b in pairwise([0, *(device for device, _ in keys)])],
+                [profile for _, profile in keys],
+                [entries[key][0] for key in keys],
+                [len(entries[key][1]) for key in keys],
+                b"".join(entries[key][1] for key in keys),
+            )
+        )
+    )
+
+
+def _unpack_group(body: bytes) -> dict[Key, Packed]:
+    devices, profiles, octets, lengths, hashes = _group.decode(zlib.decompress(body))
+    ends = list(accumulate(lengths))
+    parts = [hashes[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    keys = zip(accumulate(devices), profiles, strict=True)
+    return dict(zip(keys, zip(octets, parts, strict=True), strict=True))
+
+
 @dataclass(slots=True)
 class _Blob:
     """The entries of 64 meters of one class of profiles."""
 
     upto: int
-    entries: dict[Key, bytes]
+    entries: dict[Key, Packed]
 
 
 class Book:
@@ -213,7 +255,7 @@ class Book:
         """The committed entry, a copy."""
         self._load(connection, self._names.group_of(key[0]))
         place = self._place.get(key)
-        return None if place is None else _entry.decode(self._blobs[place].entries[key])
+        return None if place is None else _unpack(self._blobs[place].entries[key])
 
     def entries(self, connection: sqlite3.Connection, meter: str) -> list[tuple[int, Obis, Entry]]:
         """(device number, profile, entry) of a meter."""
@@ -224,15 +266,13 @@ class Book:
         self._load(connection, group)
         with self._lock:
             found = [
-                (*key, octets)
+                (*key, packed)
                 for place in range(group * 16, group * 16 + 16)
                 if place in self._blobs
-                for key, octets in self._blobs[place].entries.items()
+                for key, packed in self._blobs[place].entries.items()
                 if key[0] in devices
             ]
-        return [
-            (device, profile, _entry.decode(octets)) for device, profile, octets in sorted(found)
-        ]
+        return [(device, profile, _unpack(packed)) for device, profile, packed in sorted(found)]
 
     def stage(self, connection: sqlite3.Connection, key: Key, kind: str) -> Entry:
         """The entry as it stands inside this transaction, to be changed."""
@@ -245,7 +285,7 @@ class Book:
                 place = group * 16 + _CLASSES.get(kind.partition("-")[0], 15)
                 entry = Entry(kind=kind)
             else:
-                entry = _entry.decode(self._blobs[place].entries[key])
+                entry = _unpack(self._blobs[place].entries[key])
             staged = self._staged[key] = (place, entry)
         return staged[1]
 
@@ -308,10 +348,8 @@ class Book:
         for place in sorted(places):
             blob = self._blobs.get(place)
             entries = dict(blob.entries) if blob else {}
-            entries.update({k: _encode(e) for k, (p, e) in self._staged.items() if p == place})
-            body = zlib.compress(
-                _encode([(*key, octets) for key, octets in sorted(entries.items())])
-            )
+            entries.update({k: _pack(e) for k, (p, e) in self._staged.items() if p == place})
+            body = _pack_group(entries)
             connection.execute(
                 "INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", (place, upto, body)
             )
@@ -324,7 +362,7 @@ class Book:
         with self._lock:
             for key, (place, entry) in self._staged.items():
                 blob = self._blobs.setdefault(place, _Blob(-1, {}))
-                blob.entries[key] = _encode(entry)
+                blob.entries[key] = _pack(entry)
                 self._place[key] = place
                 self._dirty.add(place)
             for place, written in self._written:
@@ -353,13 +391,13 @@ class Book:
             )
             for place, upto, body in rows:
                 try:
-                    entries = _group.decode(zlib.decompress(body))
-                except (zlib.error, msgspec.MsgspecError):
+                    entries = _unpack_group(body)
+                except (ValueError, zlib.error, msgspec.MsgspecError):
                     # rows of these meters will be delivered again, under the same identity
                     log.exception("ledger blob %d does not decode", place)
                     self.lost += 1
-                    entries = []
-                self._blobs[place] = _Blob(upto, {(d, p): octets for d, p, octets in entries})
+                    entries = {}
+                self._blobs[place] = _Blob(upto, entries)
                 for key in self._blobs[place].entries:
                     self._place[key] = place
             self._loaded.add(group)

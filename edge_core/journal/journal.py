@@ -38,7 +38,7 @@ from edge_core.journal.records import (
     Segment,
     Verification,
 )
-from edge_core.journal.retention import LONG, PROFILE, SAMPLES, Generations, Released
+from edge_core.journal.retention import LONG, PROFILE, SAMPLES, Generations, Released, unpack_ids
 from edge_core.journal.transaction import LANES, Transaction, alarm_key, find_segment
 from edge_core.journal.writer import LAZY_S, SOON_S, GroupCommit, Item
 
@@ -379,7 +379,7 @@ class Journal:
             JournalError: a newer release wrote it: leave it.
         """
         try:
-            body = find_segment(self._connection(), self._generations.committed(), segment)
+            body, _ = find_segment(self._connection(), self._generations.committed(), segment)
         except sqlite3.DatabaseError as error:
             raise self._damage(error) from error
         if body is None:
@@ -543,7 +543,8 @@ class Journal:
                 break
             for segment in page:
                 after = segment.id
-                body = find_segment(self._db, self._generations.committed(), segment.id)
+                body, acks = find_segment(self._db, self._generations.committed(), segment.id)
+                self._released.add(unpack_ids(acks), segment.id)
                 try:
                     blocks, caps = codec.decode(
                         body or b"", self._names.device_of, self._names.layout_of

@@ -14,7 +14,8 @@ step back that was never seen before (steps are remembered with the hashes on bo
 one is that one seen through a selective read); its hash. The rows of one time are laid against the known occurrences so
 that all three agree.
 
-Limits. Where nothing tells them apart (the same step back twice with values that never change), rows of the second step
+Limits. A selective read across a step hides rows; if the first pass had gaps there, a later read by entry may deliver rows
+of the second pass that were not hidden once more, as a further occurrence. Where nothing tells them apart (the same step back twice with values that never change), rows of the second step
 are taken for those of the first. A row that arrives alone after a step back which nobody has seen yet is a conflict, or
 dropped when the hash is forgotten: after a clock event the buffer is to be read by entry, from before the first
 conflicting row if there was one, and both are set right.
@@ -25,6 +26,7 @@ that comes again is delivered again, under the same identity.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from bisect import bisect_right
 from itertools import pairwise
@@ -41,13 +43,14 @@ if TYPE_CHECKING:
 
     from edge_core.domain import Block, Obis
 
-KEEP_TAIL = 6  # reads overlap by two periods; the others absorb a late read
+KEEP_TAIL = 4  # reads overlap by two periods; with HASH_OCTETS: a blob of 64 meters fits a page
 KEEP_TIMES = 512
 KEEP_REPEATS = 512
 KEEP_STEPS = 16
 MAX_RUNS = 96
 MAX_GAPS = 64
-HASH_OCTETS = 3
+HASH_OCTETS = 2
+_HASH = 0xFFFF
 
 
 class Absorbed(msgspec.Struct, frozen=True):
@@ -119,7 +122,7 @@ class Entry(msgspec.Struct, array_like=True):
         rises = not block.occ and all(a < b for a, b in pairwise(times))
         if rises and (not times or not self.captured or times[0] > self.newest):
             self._remember(block, times, range(len(times)))
-            self._extend_tail(block, [(row, 0) for row in range(len(times))])
+            self._extend_tail(block, range(len(times)))
             out = Absorbed(None, (), 0, 0)
         elif rises and not self.steps and not self.repeats:
             out = self._absorb_rising(block, times)
@@ -142,21 +145,21 @@ class Entry(msgspec.Struct, array_like=True):
                 new.append(row)
                 rows.append(row)
             elif time in hashes and row not in sampled:
-                value = row_hash(block, row)
+                (value,) = row_hashes(block, (row,))
                 if value != hashes[time]:
                     self._change_hash(time, 0, value)
                     conflicts += 1
                     rows.append(row)
         self.conflicts += conflicts
         self._remember(block, times, new)
-        self._extend_tail(block, [(row, 0) for row in new if times[row] > self.newest])
+        self._extend_tail(block, [row for row in new if times[row] > self.newest])
         if len(rows) == len(times):
             return Absorbed(None, (), 0, conflicts)
         return Absorbed(rows, (), len(times) - len(rows), conflicts)
 
     def _absorb_stepping(self, block: Block, times: list[int]) -> Absorbed:
         """Times repeat or go back, here or earlier: lay the rows of each time against its known occurrences."""
-        values = [row_hash(block, row) for row in range(len(times))]
+        values = row_hashes(block, range(len(times)))
         unproven, first_step = self._walk_steps(times, values)
         end = self._find_tail(times, values, first_step)
         claimed = dict(block.occ)
@@ -202,7 +205,9 @@ class Entry(msgspec.Struct, array_like=True):
             end = 0  # the tail is not in here, yet this block ends where the buffer does
         elif end == len(times):
             end = next((row for row in kept if times[row] > self.newest), end)
-        self._extend_tail(block, [(row, places[row]) for row in range(end, len(times))])
+        self._extend_tail(
+            block, range(end, len(times)), [places[row] for row in range(end, len(times))]
+        )
         kept.sort()
         occ = tuple((i, places[row]) for i, row in enumerate(kept) if places[row])
         return Absorbed(kept, occ, len(times) - len(kept), conflicts, stepped=True)
@@ -221,7 +226,7 @@ class Entry(msgspec.Struct, array_like=True):
         for row in range(1, len(times)):
             before, after = times[row - 1], times[row]
             if after < before:
-                step = (before, after, values[row - 1] ^ (values[row] << 1) & 0xFFFFFF)
+                step = (before, after, values[row - 1] ^ (values[row] << 1 & _HASH))
                 inside = [x for x in left if before <= x[0] and after >= x[1] and x[:2] != step[:2]]
                 if step in left:
                     left.remove(step)
@@ -269,21 +274,23 @@ class Entry(msgspec.Struct, array_like=True):
                 best, best_length = row + 1, length
         return best
 
-    def _extend_tail(self, block: Block, rows: list[tuple[int, int]]) -> None:
-        """(row, occurrence) in buffer order follow on the tail."""
-        rows = rows[-KEEP_TAIL:]
+    def _extend_tail(self, block: Block, rows: Sequence[int], occ: Sequence[int] = ()) -> None:
+        """Rows follow on the tail, in buffer order; `occ` are their occurrences, empty when all are 0."""
+        rows, occ = rows[-KEEP_TAIL:], occ[-KEEP_TAIL:]
         if not rows:
             return
+        keep = max(0, min(KEEP_TAIL - len(rows), len(self.tail_times)))
+        if occ or self.tail_occ:
+            old = (self.tail_occ or [0] * len(self.tail_times))[-keep:] if keep else []
+            whole = [*old, *(occ or [0] * len(rows))]
+            self.tail_occ = whole if any(whole) else []
         times = block.times
-        keep = KEEP_TAIL - len(rows)
-        occ = self.tail_occ or [0] * len(self.tail_times)
-        occ = [*(occ[-keep:] if keep else []), *(k for _, k in rows)]
-        old = self.tail_times[-keep:] if keep else []
-        self.tail_times = [*old, *(int(times[row]) for row, _ in rows)]
-        self.tail_hashes = (self.tail_hashes[-HASH_OCTETS * keep :] if keep else b"") + _join(
-            row_hash(block, row) for row, _ in rows
-        )
-        self.tail_occ = occ if any(occ) else []
+        self.tail_times = [
+            *(self.tail_times[-keep:] if keep else ()),
+            *(int(times[row]) for row in rows),
+        ]
+        old_hashes = self.tail_hashes[-HASH_OCTETS * keep :] if keep else b""
+        self.tail_hashes = old_hashes + _join(row_hashes(block, rows))
 
     def _remember(self, block: Block, times: list[int], rows: Sequence[int]) -> None:
         """Enter rows of occurrence 0 that were not known, in ascending order of time."""
@@ -301,7 +308,9 @@ class Entry(msgspec.Struct, array_like=True):
                 first = last = times[row]
             self._add_run(first, last)
             return
-        fresh = [(times[row], row_hash(block, row)) for row in rows[-KEEP_TIMES:]]
+        in_order = sorted(rows[-KEEP_TIMES:])
+        hashes = row_hashes(block, in_order)
+        fresh = [(times[row], value) for row, value in zip(in_order, hashes, strict=True)]
         pairs = sorted([*zip(self.times, _split(self.hashes), strict=True), *fresh])[-KEEP_TIMES:]
         self.times = [time for time, _ in pairs]
         self.hashes = _join(value for _, value in pairs)
@@ -490,10 +499,23 @@ class Entry(msgspec.Struct, array_like=True):
         )
 
 
-def row_hash(block: Block, row: int) -> int:
-    """24 bits that change when a value or the layout of a row changes; the same on every machine and release."""
-    cells = [c[row].item() if isinstance(c, np.ndarray) else c[row] for c in block.columns]
-    return zlib.crc32(repr(cells).encode(), int(block.layout.digest[:8], 16)) & 0xFFFFFF
+def row_hashes(block: Block, rows: Sequence[int]) -> list[int]:
+    """16 bits for each of some rows (ascending) that change with a value or the layout.
+
+    They are the same on every machine and in every release.
+    """
+    if not rows:
+        return []
+    first, last = rows[0], rows[-1] + 1
+    columns = [
+        c[first:last].tolist() if isinstance(c, np.ndarray) else c[first:last]
+        for c in block.columns
+    ]
+    cells = list(zip(*columns, strict=True)) if columns else [()] * (last - first)
+    if len(rows) != last - first:
+        cells = [cells[row - first] for row in rows]
+    seed = int(block.layout.digest[:8], 16)
+    return [zlib.crc32(repr(row).encode(), seed) & _HASH for row in cells]
 
 
 def _sampled(block: Block) -> set[int]:
@@ -506,14 +528,12 @@ def _sampled(block: Block) -> set[int]:
 
 
 def _split(hashes: bytes) -> list[int]:
-    return [
-        int.from_bytes(hashes[i : i + HASH_OCTETS], "big")
-        for i in range(0, len(hashes), HASH_OCTETS)
-    ]
+    return list(struct.unpack(f">{len(hashes) // HASH_OCTETS}H", hashes))
 
 
 def _join(values: Iterable[int]) -> bytes:
-    return b"".join(value.to_bytes(HASH_OCTETS, "big") for value in values)
+    values = list(values)
+    return struct.pack(f">{len(values)}H", *values)
 
 
 def _align(

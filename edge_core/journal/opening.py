@@ -18,7 +18,14 @@ from edge_core.domain import Alarm
 from edge_core.errors import JournalDamaged, JournalError
 from edge_core.journal import codec, store
 from edge_core.journal.book import Names, decode_layout, take_spare
-from edge_core.journal.retention import ALL_SLOTS, CHUNK, PROFILE, SLOTS, class_of
+from edge_core.journal.retention import (
+    ALL_SLOTS,
+    CHUNK,
+    PROFILE,
+    SLOTS,
+    class_of,
+    unpack_ids,
+)
 from edge_core.journal.salvage import DamagedFile
 
 if TYPE_CHECKING:
@@ -28,10 +35,11 @@ log = logging.getLogger(__name__)
 
 Takeover = Callable[[Path, sqlite3.Connection], str]
 
+SEGMENT_COLUMNS = 9
 _SEGMENT_TABLE = (
     "CREATE TABLE seg{}(id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, kind TEXT NOT NULL, "
     "blocks INTEGER NOT NULL, readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, "
-    "body BLOB NOT NULL);"
+    "acks BLOB, body BLOB NOT NULL);"
 )
 
 
@@ -128,6 +136,10 @@ def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
         released: dict[int, int] = {}
         for rowid, row in old.rows({2, 3, 4, 6}):
             _take_row(fresh, rowid, row, released)
+        for _, row in old.rows({SEGMENT_COLUMNS}):
+            for segment in unpack_ids(row[-2]):
+                chunk, bit = divmod(segment, CHUNK)
+                released[chunk] = released.get(chunk, 0) | 1 << bit
         names = Names()
         names.load(fresh)
         taken, lost = _take_segments(old, fresh, names, released)
@@ -181,7 +193,7 @@ def _take_segments(
     taken: dict[int, int] = {}
     lost = 0
     lowest = min(released, default=0)
-    for segment, row in old.rows({8}):
+    for segment, row in old.rows({SEGMENT_COLUMNS}):
         body, kind = row[-1], row[2]
         if not isinstance(body, bytes) or not isinstance(kind, str) or segment in taken:
             continue
@@ -197,7 +209,7 @@ def _take_segments(
             continue
         except JournalError:  # a newer codec: it stays pending
             pass
-        query = f"INSERT INTO seg{SLOTS[class_][0]} VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        query = f"INSERT INTO seg{SLOTS[class_][0]} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         fresh.execute(query, (segment, *row[1:]))
         taken[segment] = class_
     return taken, lost

@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_core.domain import Flag
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from edge_core.domain import Block
 
@@ -24,6 +26,7 @@ PROFILE, LONG, SAMPLES = 0, 1, 2
 SLOTS = {PROFILE: range(10), LONG: range(10, 16), SAMPLES: range(16, 26)}
 ALL_SLOTS = range(26)
 CHUNK = 4096
+MAX_RUN = 1 << 20  # of released ids in one commit
 _LONG_KINDS = ("midnight", "billing")
 _FULL = bytearray(b"\xff" * (CHUNK // 8))
 
@@ -39,6 +42,8 @@ class Released:
         self._bits: dict[int, bytearray] = {}
         self._dirty: set[int] = set()
         self._saving: set[int] = set()
+        self._fresh: list[int] = []
+        self._saving_fresh = 0
         self._next_low = 0
         self._count = 1  # id 0 does not exist
 
@@ -75,14 +80,21 @@ class Released:
             self._dirty.add(chunk)
             self._count += 1
             fresh.append(segment)
+        self._fresh += fresh
         return fresh
 
-    def discard(self, segments: Iterable[int]) -> None:
+    def fresh(self) -> list[int]:
+        """Marked ids that stand nowhere on disk yet."""
+        return list(self._fresh)
+
+    def discard(self, segments: Collection[int]) -> None:
         """Take back marks that were not saved."""
         for segment in segments:
             chunk, bit = divmod(segment, CHUNK)
             self._bits[chunk][bit >> 3] &= ~(1 << (bit & 7))
             self._count -= 1
+        if segments:
+            self._fresh = [i for i in self._fresh if i not in segments]
 
     def all_of(self, first: int, last: int) -> bool:
         """Is every id from first to last released?"""
@@ -108,6 +120,7 @@ class Released:
     def save(self, connection: sqlite3.Connection) -> None:
         """Write the changed chunks in the caller's transaction; then `saved` or `unsaved`."""
         self._saving, self._dirty = self._dirty, set()
+        self._saving_fresh = len(self._fresh)
         low = self.low
         while self._bits.get(low) == _FULL:
             low += 1
@@ -120,8 +133,11 @@ class Released:
         )
         self._next_low = low
 
-    def saved(self) -> None:
-        """The transaction of `save` is durable."""
+    def saved(self, fresh: int) -> None:
+        """A transaction is durable that saved the chunks or took along the first `fresh` ids of `fresh()`."""
+        if self._saving:
+            fresh = self._saving_fresh
+        del self._fresh[:fresh]
         self._saving = set()
         for chunk in range(self.low, self._next_low):
             del self._bits[chunk]
@@ -133,10 +149,27 @@ class Released:
         self._saving = set()
         self._next_low = self.low
 
-    @property
-    def dirty(self) -> bool:
-        """Is there anything to save?"""
-        return bool(self._dirty)
+
+def pack_ids(segments: Iterable[int]) -> bytes:
+    """Ids as runs."""
+    runs: list[list[int]] = []
+    for segment in sorted(segments):
+        if runs and sum(runs[-1]) == segment:
+            runs[-1][1] += 1
+        else:
+            runs.append([segment, 1])
+    return msgspec.msgpack.encode(runs)
+
+
+def unpack_ids(octets: object) -> list[int]:
+    """The ids of `pack_ids`; none of anything else."""
+    if not isinstance(octets, bytes):
+        return []
+    try:
+        runs = msgspec.msgpack.decode(octets, type=list[tuple[int, int]])
+    except msgspec.MsgspecError:
+        return []
+    return [i for first, count in runs if count <= MAX_RUN for i in range(first, first + count)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import msgspec
 from edge_core.errors import DiskFull, JournalDamaged, JournalError
 from edge_core.journal import codec, store
 from edge_core.journal.records import Appended
-from edge_core.journal.retention import LONG, SAMPLES, class_of
+from edge_core.journal.retention import LONG, SAMPLES, class_of, pack_ids
 
 if TYPE_CHECKING:
     import threading
@@ -77,6 +77,7 @@ class Transaction:
         self._max_bytes, self._reserve_bytes = max_bytes, reserve_bytes
         self._next = head + 1
         self._everything = False
+        self._acks: bytes | None = None  # ride along with the next segment
         self._marked: list[int] = []  # released by this transaction itself
         self._retired_at = clock.now()
         self.holds: dict[str, int] = {}
@@ -135,15 +136,18 @@ class Transaction:
                 appends.append(item)
             else:
                 answers.append((item, getattr(self, f"_do_{item.what}")(*item.args)))
+        with self._lock:
+            riding = self._released.fresh()
+        self._acks = pack_ids(riding) if riding else None
         had_profile_rows = any(not _reserved(i) for i in appends)
         counted, readings = self._append(appends)
         answers += zip(appends, counted, strict=True)
         if self._clock.now() - self._retired_at >= RETIRE_EVERY_S:
             self._retire()
-        with self._lock:
-            if self._released.dirty:
-                self._released.save(self._db)
         everything = self._everything or self._book.due()
+        if self._acks or self._marked or everything:  # nothing took them along
+            with self._lock:
+                self._released.save(self._db)
         if everything:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('head', ?)", (self._next - 1,))
             self._generations.save(self._db)
@@ -157,14 +161,14 @@ class Transaction:
         self._names.commit()
         self._generations.commit()
         with self._lock:
-            self._released.saved()
+            self._released.saved(len(riding))
             self.head = self._next - 1
         self._marked = []
         self._everything = False
         self.commits += 1
         self.readings += readings
         self.conflicts += sum(a.conflicts for a in counted)
-        self.wal_pages += 6 + 2 * len(batch) + (size >> 9)
+        self.wal_pages += 4 + 2 * (len(batch) - len(appends)) + (size >> 9)
         if had_profile_rows:
             self.full = False
         return answers
@@ -236,13 +240,14 @@ class Transaction:
         segment = self._next
         slot = self._generations.slot_for(self._db, class_, segment, now)
         self._db.execute(
-            f"INSERT INTO seg{slot} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (segment, lane, kind, len(members), readings, now, codec.VERSION, body),
+            f"INSERT INTO seg{slot} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (segment, lane, kind, len(members), readings, now, codec.VERSION, self._acks, body),
         )
+        self._acks = None
         self._generations.filled(slot, segment, len(body))
         self._next += 1
         self.bytes += len(body)
-        self.wal_pages += 2 + (len(body) >> 9)
+        self.wal_pages += 2 + (len(body) >> 10)
 
     # ---- everything else: one method per kind of item -----------------------------------------
 
@@ -289,7 +294,7 @@ class Transaction:
         now = int(self._clock.now())
         rows: list[tuple[Any, ...]] = []
         for segment in segments:
-            found = find_segment(self._db, self._generations, segment)
+            found, _ = find_segment(self._db, self._generations, segment)
             if found is not None:
                 rows.append(("segment", str(segment), cause, why, now, found))
         for alarm in alarms:
@@ -370,7 +375,7 @@ class Transaction:
             for segment, _ in self._ids(generation):
                 if self.used_bytes() <= limit:
                     return
-                body = find_segment(self._db, self._generations, segment)
+                body, _ = find_segment(self._db, self._generations, segment)
                 if body is None:
                     continue
                 blocks, _ = codec.decode(body, self._names.device_of, self._names.layout_of)
@@ -448,15 +453,15 @@ def alarm_key(alarm_id: str) -> int:
 
 def find_segment(
     connection: sqlite3.Connection, generations: Iterable[Generation], segment: int
-) -> bytes | None:
-    """The body of a segment, wherever it is; None when it was freed."""
+) -> tuple[bytes | None, bytes | None]:
+    """Body of a segment, wherever it is, and the releases that came with it; (None, None) when it was freed."""
     for generation in generations:
         if generation.first <= segment <= generation.last:
-            query = f"SELECT body FROM seg{generation.slot} WHERE id = ?"
+            query = f"SELECT body, acks FROM seg{generation.slot} WHERE id = ?"
             row = connection.execute(query, (segment,)).fetchone()
             if row is not None:
-                return bytes(row[0])
+                return row[0], row[1]
     row = connection.execute(
         "SELECT body FROM aside WHERE what = 'segment' AND id = ?", (str(segment),)
     ).fetchone()
-    return bytes(row[0]) if row is not None else None
+    return (row[0], None) if row is not None else (None, None)

@@ -12,7 +12,8 @@ CREATE TABLE spare(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, at INTEGER NOT NU
 -- id = (meter id / 64) * 16 + class of profile; body = entries of these meters up to and with segment `upto`
 CREATE TABLE ledger(id INTEGER PRIMARY KEY, upto INTEGER NOT NULL, body BLOB NOT NULL);
 
--- one bit per segment id, 4,096 to a chunk: acked by the cloud or set aside
+-- one bit per segment id, 4,096 to a chunk: acked by the cloud or set aside; what was released since the ledger was written
+-- stands in `acks` of the segments of those commits, [[first id, count], ...]
 CREATE TABLE released(chunk INTEGER PRIMARY KEY, bits BLOB NOT NULL);
 
 -- which segment table holds what; emptied whole
@@ -31,4 +32,5 @@ CREATE TABLE note(id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, sub 
 
 -- and the segment tables seg0 ... seg25, made in a loop:
 -- CREATE TABLE seg<slot>(id INTEGER PRIMARY KEY, lane INTEGER NOT NULL, kind TEXT NOT NULL, blocks INTEGER NOT NULL,
---                        readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, body BLOB NOT NULL)
+--                        readings INTEGER NOT NULL, at INTEGER NOT NULL, codec INTEGER NOT NULL, acks BLOB,
+--                        body BLOB NOT NULL)

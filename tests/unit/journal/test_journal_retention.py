@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_core.journal import opening, store
-from edge_core.journal.retention import CHUNK, LONG, PROFILE, Generations, Released
+from edge_core.journal.retention import (
+    CHUNK,
+    LONG,
+    PROFILE,
+    Generations,
+    Released,
+    pack_ids,
+    unpack_ids,
+)
 
 DAY = 86_400
 
@@ -48,7 +56,8 @@ def test_released_ids_are_a_set_that_survives(spans):
         model |= set(ids)
         released.save(db)
         if saved:
-            released.saved()
+            released.saved(0)
+            assert released.fresh() == []
         else:
             released.unsaved()
     assert released.count() == len(model)
@@ -56,11 +65,25 @@ def test_released_ids_are_a_set_that_survives(spans):
         expected = next((i for i in range(first, head + 1) if i not in model), None)
         assert released.next_waiting(first, head) == expected
     released.save(db)
-    released.saved()
+    released.saved(0)
     again = reloaded(db)
     assert again.count() == len(model)
     assert all((i in again) == (i in model) for i in range(0, head, 97))
     db.close()
+
+
+def test_ids_may_ride_along_with_a_segment():
+    released = Released()
+    released.add([5, 6, 7, 2], 10)
+    riding = released.fresh()
+    assert unpack_ids(pack_ids(riding)) == [2, 5, 6, 7]
+    released.add([9], 10)  # while it is committed
+    released.saved(len(riding))
+    assert released.fresh() == [9]
+    released.discard([9])
+    assert released.fresh() == []
+    assert 9 not in released
+    assert unpack_ids(None) == unpack_ids(b"\xc1") == []
 
 
 def test_marks_above_the_head_are_ignored(db):
@@ -74,7 +97,9 @@ def test_marks_above_the_head_are_ignored(db):
 
 def fill(db, generations, class_, segment, now, size=100):
     slot = generations.slot_for(db, class_, segment, now)
-    db.execute(f"INSERT INTO seg{slot} VALUES (?, 0, 'interval', 1, 1, ?, 1, x'00')", (segment, now))
+    db.execute(
+        f"INSERT INTO seg{slot} VALUES (?, 0, 'interval', 1, 1, ?, 1, NULL, x'00')", (segment, now)
+    )
     generations.filled(slot, segment, size)
     generations.commit()
     return slot
