@@ -38,6 +38,9 @@ SPARE = (
     1.5  # of the calculated transmission time: pauses inside a frame are normal on USB and radio
 )
 SPARE_S = 0.2
+HANDOVER_S = (
+    0.001  # a busy kernel shows us an octet that much after it came (seen on pseudo-terminals)
+)
 LATE_S = 1.6
 QUIET_S = 0.5
 DOUBT_S = 0.5
@@ -169,7 +172,7 @@ class RtuLine:
 
     async def _fall_silent(self, stream: Stream, ask: Ask) -> None:
         """Wait until the line is free for a request to this unit; what comes meanwhile is thrown away."""
-        silence_s = max(self._timing.silence_s, ask.gap_s)
+        silence_s = max(self._timing.silence_s + HANDOVER_S, ask.gap_s)
         began = self._time()
         until = began
         if ask.unit in self._owed:
