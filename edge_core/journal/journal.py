@@ -6,11 +6,12 @@ appends them; room comes back by emptying whole generations (retention.py).
 
 Invariants: an answered future means that SQLite has synced; an unanswered one means nothing. A segment id, a note id and an
 alarm id are never used for anything else within an epoch. Kill-safe at any point: after a kill the file holds exactly some
-prefix of the group commits.
+prefix of the group commits. An opened journal serves segments and takes alarms at once; the ledger is complete some
+milliseconds later (appends and watermarks wait for it).
 
 Limits: `max_bytes` for the file, the WAL beside it adds about 4 MiB. MAX_UNWRITTEN readings wait in memory for a slow disk,
-then appends are refused. Between a commit and its snapshot of the ledger (book.py) lie at most 64 segments, which `open`
-reads again.
+then appends are refused. Between a commit and its snapshot of the ledger (book.py) lie at most 128 segments, which are
+read again after a kill.
 """
 
 # ruff: noqa: S608  table names cannot be parameters; ours are constants and slot numbers
@@ -53,6 +54,7 @@ MIB = 1 << 20
 MAX_UNWRITTEN = 500_000
 _WITHIN_S = {"lazy": LAZY_S, "soon": SOON_S, "now": 0.0}
 _REMEMBERED_ALARMS = 8192
+_WITHOUT_LEDGER = {"alarm", "note", "release", "aside", "epoch"}
 _CHECKPOINT_PAGES, _CHECKPOINT_PAGES_LATEST = 1000, 4000
 _json = msgspec.json.Encoder()
 
@@ -93,7 +95,7 @@ class Journal:
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         self._released.load(connection, int(meta.get("low", 0)))
         head = max(self._generations.load(connection), int(meta.get("head", 0)))
-        self._book.upto = int(meta.get("upto", 0))
+        self._replay_after, self._replay_to = int(meta.get("upto", 0)), head
         self._writing = Transaction(
             connection,
             path,
@@ -106,8 +108,11 @@ class Journal:
             head=head,
             max_bytes=max_bytes,
             reserve_bytes=alarm_reserve_bytes,
+            complete_ledger=self._complete_ledger,
         )
-        self._replay(head)
+        self._replayed = threading.Event()
+        self._unreadable: set[int] = set()
+        self._take_riding_releases()
         self._hidden: set[tuple[str, str]] = set()  # released or set aside, not yet committed
         self._seen: dict[str, None] = {}  # alarm ids, oldest first
         self._readers: list[sqlite3.Connection] = []
@@ -116,7 +121,7 @@ class Journal:
         self._commit_callbacks: list[Callable[[], None]] = []
         self._opened_at = clock.now()
         self._closed = False
-        self._group = GroupCommit(f"journal {path.name}", clock, self._commit)
+        self._group = GroupCommit(f"journal {path.name}", clock, self._commit, self._replay_one)
 
     @classmethod
     def open(
@@ -327,11 +332,13 @@ class Journal:
         number = self._names.known(meter, device)
         if number is None:
             return None
+        self._replayed.wait()
         entry = self._book.entry(self._connection(), (number, profile))
         return entry.watermark if entry else None
 
     def ledger(self, meter: str) -> list[LedgerEntry]:
         """What is known of each profile of each device of a meter; oldest device first."""
+        self._replayed.wait()
         return [
             entry.view(meter, self._names.device_of(device)[1], profile)
             for device, profile, entry in self._book.entries(self._connection(), meter)
@@ -533,32 +540,56 @@ class Journal:
             self._file_lock.write({"epoch": epoch})
         self.epoch = epoch
 
-    def _replay(self, head: int) -> None:
-        """Absorb the segments that the ledger on disk does not count yet."""
-        after = self._book.upto
-        self._unreadable: set[int] = set()
-        while after < head:
-            page = self._page(after, None, 64, head, self._db)
-            if not page:
-                break
-            for segment in page:
-                after = segment.id
-                body, acks = find_segment(self._db, self._generations.committed(), segment.id)
-                self._released.add(unpack_ids(acks), segment.id)
-                try:
-                    blocks, caps = codec.decode(
-                        body or b"", self._names.device_of, self._names.layout_of
-                    )
-                except JournalError:
-                    # its rows are delivered again when they are read again
-                    log.exception("segment %d is not in the ledger", segment.id)
-                    continue
-                self._book.replay(self._db, segment.id, blocks, dict(caps))
-                self._book.grown(1, segment.readings)
+    def _take_riding_releases(self) -> None:
+        """Releases that stand in segments younger than the last snapshot."""
+        for generation in self._generations.committed():
+            query = f"SELECT acks FROM seg{generation.slot} WHERE id > ? AND acks IS NOT NULL"
+            for (acks,) in self._db.execute(query, (self._replay_after,)):
+                self._released.add(unpack_ids(acks), self._replay_to)
+        self._released.saved(len(self._released.fresh()))
+
+    def _replay_one(self) -> bool:
+        """Absorb the next segment that the ledger on disk does not count; False when there is none.
+
+        Runs in the writer thread between commits: alarms do not wait for the ledger, appends and watermarks do.
+        """
+        try:
+            page = self._page(self._replay_after, None, 1, self._replay_to, self._db)
+            body = (
+                find_segment(self._db, self._generations.committed(), page[0].id)[0]
+                if page
+                else b""
+            )
+        except sqlite3.DatabaseError as error:
+            self._writing.damaged = str(self._damage(error))
+            page = []
+        if not page:
+            self._book.complete = True
+            self._replayed.set()
+            return False
+        segment = page[0]
+        self._replay_after = segment.id
+        try:
+            blocks, caps = codec.decode(body or b"", self._names.device_of, self._names.layout_of)
+            self._book.replay(self._db, segment.id, blocks, dict(caps))
+        except JournalError:
+            # its rows are delivered again when they are read again
+            log.exception("segment %d is not in the ledger", segment.id)
+        self._book.grown(1, segment.readings)
+        return True
+
+    def _complete_ledger(self) -> None:
+        while not self._book.complete:
+            self._replay_one()
 
     def _commit(self, batch: list[Item[Any]]) -> None:
         """One group commit, in the writer thread."""
         was_damaged = self._writing.damaged
+        if not self._book.complete:
+            self._writing.run([item for item in batch if item.what in _WITHOUT_LEDGER])
+            batch = [item for item in batch if item.what not in _WITHOUT_LEDGER]
+            if batch:
+                self._complete_ledger()
         self._writing.run(batch)
         if self._writing.damaged and not was_damaged:
             self._suspect()

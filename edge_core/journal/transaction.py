@@ -21,7 +21,7 @@ from edge_core.journal.retention import LONG, SAMPLES, class_of, pack_ids
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from edge_core.clock import Clock
@@ -69,7 +69,9 @@ class Transaction:
         head: int,
         max_bytes: int,
         reserve_bytes: int,
+        complete_ledger: Callable[[], None],
     ) -> None:
+        self._complete_ledger = complete_ledger
         self._db, self._path, self._clock = connection, path, clock
         self._names, self._book = names, book
         self._generations, self._released, self._lock = generations, released, lock
@@ -155,7 +157,7 @@ class Transaction:
         if self._names.spare_due(now=everything):
             self._names.save_spare(self._db, int(self._clock.now()))
         self._db.execute("COMMIT")
-        self._book.commit(self._next - 1, everything=everything)
+        self._book.commit(everything=everything)
         if not everything:
             self._book.grown(self._next - 1 - self.head, readings)
         self._names.commit()
@@ -348,6 +350,7 @@ class Transaction:
 
     def _make_room(self, limit: int, *, samples: bool) -> None:
         """Free released segments, oldest first, then samples, until no more than `limit` is in use."""
+        self._complete_ledger()  # what is freed cannot be replayed
         with self._lock:
             whole = self._generations.releasable(self._released)
         for generation in whole:
@@ -403,6 +406,7 @@ class Transaction:
         """Once an hour: what was kept long enough."""
         now = int(self._clock.now())
         self._retired_at = now
+        self._complete_ledger()
         passed = min(self.holds.copy().values(), default=None)
         for generation in self._generations.expired(now):
             if (

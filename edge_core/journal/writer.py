@@ -52,9 +52,16 @@ class Item(Generic[T]):
 class GroupCommit:
     """The thread and its two queues. Methods may be called from any thread."""
 
-    def __init__(self, name: str, clock: Clock, commit: Callable[[list[Item[Any]]], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        commit: Callable[[list[Item[Any]]], None],
+        idle: Callable[[], bool] | None = None,
+    ) -> None:
         self._clock = clock
         self._commit = commit
+        self._idle = idle  # a piece of work for when nothing is due; False = there is no more
         self._changed = threading.Condition()
         self._items: list[Item[Any]] = []
         self._lazy: list[Item[Any]] = []
@@ -120,6 +127,9 @@ class GroupCommit:
 
     def _take(self) -> list[Item[Any]] | None:
         """Wait until something is due and take what goes with it; None = closed and empty."""
+        while self._idle is not None and not self.urgent() and not self._closing:
+            if not self._idle():
+                self._idle = None
         with self._changed:
             while True:
                 now = self._clock.monotonic()
