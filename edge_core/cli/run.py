@@ -74,7 +74,7 @@ def run(file: Path, roles: str) -> None:
             ]
             events.reloaded(changed)
             following = fresh
-            gateway.stop()
+            gateway.stop(another_follows=True)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)

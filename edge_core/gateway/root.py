@@ -30,7 +30,7 @@ from edge_core.journal.datadir import DataDirectory, Memories
 from edge_core.transports.control import ControlServer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
@@ -107,10 +107,11 @@ class Gateway:
         )
         self.sender: Sender | None = None
         self.commands = Commands(config, self.poller, self.journal, clock)
-        self.about: dict[str, Any] = {}  # what whoever runs us adds to health: nucleus, component
+        self.about: Callable[[], dict[str, Any]] = dict  # what whoever runs us adds to health
         self.views = Views(self)
         self.running = asyncio.Event()  # every room has begun
         self._stopping = asyncio.Event()
+        self._another_follows = False
 
     # --- life
 
@@ -125,8 +126,9 @@ class Gateway:
         finally:
             self._open.close()
 
-    def stop(self) -> None:
-        """Begin to end; from the event loop."""
+    def stop(self, *, another_follows: bool = False) -> None:
+        """Begin to end; from the event loop. After a reload another gateway follows in this process."""
+        self._another_follows = another_follows
         self._stopping.set()
 
     async def _run(self) -> None:
@@ -155,8 +157,10 @@ class Gateway:
                 self.journal.on_alarm(self._tell_alarm)
                 events.started(self.version, self.roles, len(self.poller.meters))
                 notify("READY=1")
+                self.running.set()
                 await self._stopping.wait()
-                notify("STOPPING=1")
+                if not self._another_follows:
+                    notify("STOPPING=1")  # systemd would kill a process that says so and stays
                 events.stopping("asked to")
                 await self._stop_rooms(polling, background)
         finally:

@@ -99,7 +99,7 @@ class Views:
             "clock": {"synced": gateway.clock.synchronised(), "step_s": 0},
             "uplink": uplink,
             "memory_mb": resident_mb(),
-            **gateway.about,
+            **gateway.about(),
         }
 
     def _uplink_counts(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ CONNECT_S = 10.0
 CALL_S = 12.0  # a hung iotcored lets a publish fail after 10 s
 CLOSE_S = 2.0
 UNREACHABLE_S = 600.0
+DEFER_S = 5.0
 MOST_PAYLOAD = 7_000  # octets of a publish; with base64, topic and headers below lite's 10,000
 
 NotTaken = model.ServiceError
@@ -258,18 +259,30 @@ class Link:
             self.end(f"the connection to the nucleus broke: {_named(error)}")
             raise Ended(self.reason) from error
 
+    def defer(self, deployment: str, recheck_ms: int, why: str) -> None:
+        """Answer an update notice, from any thread but awscrt's; waits DEFER_S at most.
+
+        Raises:
+            Exception: whatever went wrong.
+        """
+        self._client.defer_component_update_async(
+            deployment_id=deployment, message=why, recheck_after_ms=recheck_ms
+        ).result(DEFER_S)
+
     async def subscribe(
         self,
         start: Callable[..., tuple[Future[Any], Any]],
-        on_event: Callable[[Any], None],
+        on_event: Callable[[Any], object],
         *,
         ends_link: bool = False,
+        direct: bool = False,
     ) -> None:
         """A stream of events, each handed to `on_event` on the loop.
 
         Args:
             start: takes the client and the callbacks as keywords, and begins a `subscribe_to_..._async` call.
             ends_link: without this stream the connection is of no use.
+            direct: `on_event` is called in awscrt's thread, even if the loop stands still; it must not wait.
 
         Raises:
             as `call`.
@@ -290,7 +303,7 @@ class Link:
         await self.call(
             lambda client: start(
                 client,
-                on_stream_event=lambda event: self.later(on_event, event),
+                on_stream_event=on_event if direct else lambda event: self.later(on_event, event),
                 on_stream_error=failed,
                 on_stream_closed=closed,
             )[0]
