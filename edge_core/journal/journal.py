@@ -55,7 +55,7 @@ MAX_UNWRITTEN = 500_000
 _WITHIN_S = {"lazy": LAZY_S, "soon": SOON_S, "now": 0.0}
 _REMEMBERED_ALARMS = 8192
 _WITHOUT_LEDGER = {"alarm", "note", "release", "aside", "epoch"}
-_CHECKPOINT_PAGES, _CHECKPOINT_PAGES_LATEST = 1000, 4000
+_CHECKPOINT_PAGES, _CHECKPOINT_PAGES_LATEST = 700, 4000  # a WAL that keeps growing costs twice as much
 _json = msgspec.json.Encoder()
 
 log = logging.getLogger(__name__)
