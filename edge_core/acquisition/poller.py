@@ -1,34 +1,46 @@
-"""Polling: lines, fairness, retry policy. What a visit does stands in visit.py.
+"""Polling: who is visited when. What a visit does stands in visit.py, who may speak on a line in lines.py.
 
-Each line has a number of slots (`concurrency`); a serial line has one. What is due comes from the agenda, waits in the
-line's queue by priority, and takes a slot. Meters that failed last time share a quarter of the slots, so that dead
-meters, which cost a whole time-out each, do not lengthen the round of the others. A meter is visited by one task at a
-time. What fails is tried again by the table POLICIES and by nothing else.
+What is due comes from the agenda, waits in the line's lane by priority, and takes a slot. A meter is visited by one
+task at a time. What fails is tried again by the table POLICIES (standing.py) and by nothing else: at once while the
+meter was well before, and then as a suspect, after a pause that doubles. On-demand work goes before all scheduled work
+of its line, and between the portions of a long read.
 
-Bounds: one queue entry a meter, `concurrency` tasks a line, a visit ends after VISIT_S whatever the meter does.
+Nothing is due while our clock is invalid. When it was set back, what waits is planned again; what it jumped over while
+meters without memory should have been sampled is a gap of cause gateway-clock.
+
+Bounds: one queue entry a meter, the slots of lines.py, a visit ends after VISIT_S whatever the meter does, and gives way
+after half of that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import heapq
-import itertools
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from edge_core import errors
+from edge_core.acquisition.causes import GATEWAY_CLOCK, GATEWAY_OFF, JOURNAL_FULL, cause_of
+from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
-from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, kinds_of
+from edge_core.acquisition.lines import Lane, Turn
+from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, kinds_of, profile_of
+from edge_core.acquisition.standing import LineState, MeterState, policy_of
 from edge_core.acquisition.visit import Visit, Visited
 from edge_core.config.tables import ConfigErrors
 from edge_core.domain import make_alarm
 from edge_core.health import events
 from edge_core.schedule.agenda import Agenda, Job, Priority
-from edge_core.schedule.calendar import Daily, Every, Rule, parse_rule, phase_of
+from edge_core.schedule.calendar import (
+    Daily,
+    Every,
+    Rule,
+    midnight_at_or_before,
+    parse_rule,
+    phase_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -37,8 +49,7 @@ if TYPE_CHECKING:
     from edge_core.acquisition.drivers import Driver, Tracer
     from edge_core.clock import Clock
     from edge_core.config.keys import KeyRing
-    from edge_core.config.models import Model
-    from edge_core.config.schema import Config, Line, Meter
+    from edge_core.config.schema import Config
     from edge_core.journal import CounterStore, Journal
     from edge_core.journal.datadir import Memories
 
@@ -50,63 +61,7 @@ SPREAD_OF_MIDNIGHT_S = 1800.0
 FULL_PAUSE_S = 10.0
 SILENT_AFTER = 3  # failed visits in a row before the alarm meter-silent
 
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What to do after an error. Seconds are real ones: lines and lock-outs do not scale.
-
-    Attributes:
-        retries: further attempts in the same visit, `delay_s` apart.
-        first_s: the first pause before the next visit; doubles with each failed visit up to `max_s`.
-    """
-
-    retries: int
-    delay_s: float
-    first_s: float
-    max_s: float
-
-
-POLICIES: dict[type[errors.MeterError], Policy] = {
-    errors.LineSilent: Policy(retries=1, delay_s=0.5, first_s=5, max_s=600),
-    errors.MalformedReply: Policy(retries=1, delay_s=0.2, first_s=5, max_s=600),
-    errors.MeterRefused: Policy(retries=0, delay_s=0, first_s=30, max_s=3600),
-    errors.KeyRejected: Policy(retries=0, delay_s=0, first_s=60, max_s=6 * 3600),
-    errors.WrongMeter: Policy(retries=0, delay_s=0, first_s=300, max_s=3600),
-}
-
-
-@dataclass(slots=True)
-class MeterState:
-    """What the poller knows of one meter while it runs."""
-
-    config: Meter
-    model: Model
-    line: LineState
-    failures: int = 0
-    lost_at: float | None = None  # monotonic
-    last_read: float | None = None  # civil
-    last_error: errors.MeterError | None = None
-    rows: int = 0
-    silent_alarm: bool = False
-    parked: tuple[str, float] | None = None  # reason, civil end
-    busy: bool = False
-    held: list[tuple[int, Any]] = field(default_factory=list)  # asked for during a visit
-    device: str = ""
-    offset_s: float | None = None
-
-
 Action = tuple["Callable[[Driver], Awaitable[Any]]", "asyncio.Future[Any]", "Tracer | None"]
-
-
-@dataclass(slots=True)
-class LineState:
-    """One line: its free slots and who waits for one."""
-
-    config: Line
-    free: int
-    free_for_suspects: int
-    healthy: list[tuple[int, int, str, Any]] = field(default_factory=list)
-    suspects: list[tuple[int, int, str, Any]] = field(default_factory=list)
 
 
 class Poller:
@@ -133,7 +88,9 @@ class Poller:
         self._zone = ZoneInfo(config.gateway.timezone)
         self._site = Site(config.gateway.title, config.gateway.timezone)
         self.agenda = Agenda(self._zone)
-        self._sequence = itertools.count()
+        self.watch = ClockWatch(
+            clock.now(), clock.monotonic(), clock.speed, valid=clock.synchronised()
+        )
         self._wake = asyncio.Event()
         self._stopping = False
         self._full_until = 0.0
@@ -141,16 +98,18 @@ class Poller:
         self.counts: Counter[str] = Counter()
         self.on_block: Callable[[dict[str, Any]], None] | None = None  # `opendcu tap`
         self.lines = {
-            line.id: LineState(line, line.concurrency, max(1, line.concurrency // 4))
-            for line in config.lines.values()
+            line.id: LineState(line, Lane(line.concurrency)) for line in config.lines.values()
         }
         names = set(drivers)
         self.meters: dict[str, MeterState] = {}
         for meter in config.meters.values():
             model = config.models[meter.model]
             if model.about.protocol in names:
-                self.meters[meter.id] = MeterState(meter, model, self.lines[meter.line])
+                self.meters[meter.id] = MeterState(
+                    meter, model, self.lines[meter.line], memories.of(meter.id)
+                )
         for state in self.meters.values():
+            state.recall(clock.now(), clock.monotonic())
             self.agenda.add(state.config.id, self._rules(state), first=0.0)
 
     def _rules(self, state: MeterState) -> dict[Job, tuple[Rule, float]]:
@@ -179,11 +138,16 @@ class Poller:
                     spread = rule.period_s if isinstance(rule, Every) else SPREAD_OF_MIDNIGHT_S
                     rules[job] = (rule, phase_of(name, spread))
         for job, kind, text in (
+            (Job.BILLING, "billing", schedule.billing),
             (Job.EVENTS, "events", schedule.events),
             (Job.INSTANTANEOUS, "instantaneous", schedule.instantaneous),
+            (Job.CLOCK, "", schedule.clock_check),
         ):
             rule = parse_rule(text)
-            if rule is not None and any(k.startswith(kind) for k in kinds_of(model)):
+            has = (
+                any(k.startswith(kind) for k in kinds_of(model)) if kind else not is_sampled(model)
+            )
+            if rule is not None and has:
                 spread = rule.period_s if isinstance(rule, Every) else SPREAD_OF_MIDNIGHT_S
                 rules[job] = (rule, phase_of(name + kind, spread))
         return rules
@@ -195,12 +159,18 @@ class Poller:
         try:
             while not self._stopping:
                 self._wake.clear()
+                self._look_at_clock()
                 if self.clock.synchronised():
                     for meter, jobs in self.agenda.take_due(self.clock.now()):
+                        state = self.meters[meter]
                         priority = min(job.priority for job in jobs)
-                        self._enqueue(self.meters[meter], priority, jobs)
-                    for line in self.lines.values():
-                        self._start(line)
+                        self._enqueue(
+                            state,
+                            max(priority, Priority.BACKFILL) if state.backlog else priority,
+                            jobs,
+                        )
+                for line in self.lines.values():
+                    self._start(line)
                 await self._pause()
         finally:
             for task in self._tasks:
@@ -217,44 +187,57 @@ class Poller:
         real = 1.0
         if upcoming is not None:
             real = min(real, max(0.0, (upcoming - self.clock.now()) / self.clock.speed))
+        if not self.clock.synchronised():
+            real = 1.0  # what is due stays due
         try:
             async with asyncio.timeout(real):
                 await self._wake.wait()
         except TimeoutError:
             pass
 
+    def _look_at_clock(self) -> None:
+        """Our own clock: after a step back everything that waits is planned again."""
+        now = self.clock.now()
+        step = self.watch.look(now, self.clock.monotonic(), valid=self.clock.synchronised())
+        if not step:
+            return
+        self.counts["clock-steps"] += 1
+        if step < 0:
+            self.agenda.replan(now)
+        self._alarm("", "clock", {"step_s": round(step)})
+
+    def _unsampled(self, boundary: int) -> str:
+        """Why a boundary was not sampled that nobody named when it passed."""
+        return GATEWAY_CLOCK if self.watch.explains(boundary) else GATEWAY_OFF
+
     def _enqueue(self, state: MeterState, priority: int, work: Any) -> None:
         if state.busy:
             state.held.append((priority, work))
             return
-        queue = state.line.suspects if state.failures else state.line.healthy
-        heapq.heappush(queue, (priority, next(self._sequence), state.config.id, work))
+        scheduled = isinstance(work, list)
+        state.queued = state.queued or scheduled
+        state.line.lane.put(
+            priority, state.config.id, work, suspect=scheduled and state.failures > 0
+        )
 
     def _start(self, line: LineState) -> None:
-        """Give free slots to who waits: the healthy by priority, suspects within their share."""
-        while line.free:
-            if line.suspects and line.free_for_suspects:
-                queue = line.suspects
-                if line.healthy and line.healthy[0][0] < queue[0][0]:
-                    queue = line.healthy
-            elif line.healthy:
-                queue = line.healthy
-            else:
-                return
-            suspect = queue is line.suspects
-            priority, _, meter, work = heapq.heappop(queue)
-            state = self.meters[meter]
+        """Give free slots to who waits."""
+        if self._stopping:
+            return
+        while (turn := line.lane.take(self.clock.monotonic())) is not None:
+            state, work = self.meters[turn.meter], turn.work
+            scheduled = isinstance(work, list)
+            if scheduled:
+                state.queued = False
             if state.busy:
-                state.held.append((priority, work))
+                state.held.append((turn.priority, work))
+            elif not scheduled or not self._held_back(state, work):
+                state.busy = True
+                task = asyncio.create_task(self._serve(state, turn), name=f"visit {turn.meter}")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
                 continue
-            if isinstance(work, list) and self._held_back(state, work):
-                continue
-            line.free -= 1
-            line.free_for_suspects -= suspect
-            state.busy = True
-            task = asyncio.create_task(self._serve(state, work, suspect), name=f"visit {meter}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            line.lane.end(turn, turn.began, good=False)
 
     def _held_back(self, state: MeterState, jobs: list[Job]) -> bool:
         """Parked meters and a full journal: the jobs come again later."""
@@ -264,24 +247,38 @@ class Poller:
             return True
         full = self._full_until - self.clock.monotonic()
         if full > 0:
-            self.agenda.again(state.config.id, jobs, now + full * self.clock.speed)
+            if is_sampled(state.model):
+                self._miss(state, jobs, JOURNAL_FULL)
+                self.agenda.done(state.config.id, jobs, now)
+            else:
+                self.agenda.again(state.config.id, jobs, now + full * self.clock.speed)
             return True
         return False
 
-    async def _serve(self, state: MeterState, work: Any, suspect: bool) -> None:
+    async def _serve(self, state: MeterState, turn: Turn[Any]) -> None:
+        lane, good = state.line.lane, False
+        patience = asyncio.get_running_loop().call_later(
+            lane.patience_s(), self._linger, state.line, turn
+        )
         try:
-            if isinstance(work, list):
-                await self._visit(state, work)
+            if isinstance(turn.work, list):
+                good = await self._visit(state, turn)
             else:
-                await self._act(state, work)
+                good = await self._act(state, turn.work)
         finally:
+            patience.cancel()
             state.busy = False
-            state.line.free += 1
-            state.line.free_for_suspects += suspect
+            lane.end(turn, self.clock.monotonic(), good=good)
             held, state.held = state.held, []
             for priority, waiting in held:
                 self._enqueue(state, priority, waiting)
+            self._start(state.line)
             self._wake.set()
+
+    def _linger(self, line: LineState, turn: Turn[Any]) -> None:
+        """A visit takes long: others may go on meanwhile, where the line allows it."""
+        if line.lane.linger(turn):
+            self._start(line)
 
     def driver(self, state: MeterState, tracer: Tracer | None = None) -> Driver:
         """A fresh session with a meter; the caller closes it.
@@ -301,59 +298,108 @@ class Poller:
             state.model,
             keys=keys,
             counters=self._counters,
-            memory=self._memories.of(state.config.id),
+            memory=state.memory,
             clock=self.clock,
             tracer=tracer,
             site=self._site,
         )
 
-    async def _visit(self, state: MeterState, jobs: list[Job]) -> None:
-        """One visit with the retries of the policy; the agenda learns what was done and what was not."""
-        meter = state.config.id
+    async def _visit(self, state: MeterState, turn: Turn[list[Job]]) -> bool:
+        """One visit with the retries of the policy; the agenda learns what was done and what was not.
+
+        Returns:
+            True when everything was read.
+        """
+        meter, jobs = state.config.id, turn.work
         left = list(jobs)
         error: errors.MeterError | None = None
         attempt = 0
         while True:
-            visited = await self._attempt(state, left)
+            visited = await self._attempt(state, left, turn)
             left = [job for job in left if job not in visited.done]
             error = visited.error
-            if (
-                visited.no_room is not None
-            ):  # not the meter's fault, and no reason to ask it again soon
+            if visited.no_room is not None:
+                # not the meter's fault, and no reason to ask it again soon
                 self._refused(meter, visited.no_room)
                 self.agenda.again(meter, left, self.clock.now() + FULL_PAUSE_S * self.clock.speed)
-                return
+                return False
             if error is None or not left:
                 break
             policy = policy_of(error)
-            if attempt >= policy.retries:
+            if attempt >= policy.retries or turn.suspect:
                 break
             attempt += 1
             await asyncio.sleep(policy.delay_s)
         now = self.clock.now()
-        if error is None:
-            self._succeeded(state)
-            self.agenda.done(meter, jobs, now)
-            return
-        self._failed(state, error)
-        policy = policy_of(error)
-        wait_s = min(policy.max_s, policy.first_s * 2 ** min(state.failures - 1, 20))
         done = [job for job in jobs if job not in left]
+        if error is None:
+            state.backlog = visited.gave_way
+            self._succeeded(state)
+            if visited.gave_way:
+                self.agenda.again(meter, left, now)
+            self.agenda.done(meter, done, now)
+            return True
+        self._failed(state, error)
         if is_sampled(state.model):  # a boundary that has passed is not sampled later
+            self._miss(state, left, state.cause)
             self.agenda.done(meter, jobs, now)
         else:
-            self.agenda.again(meter, left, now + wait_s * self.clock.speed)
+            pause_s = policy_of(error).pause_s(state.failures)
+            self.agenda.again(meter, left, now + pause_s * self.clock.speed)
             self.agenda.done(meter, done, now)
+        return False
 
-    async def _attempt(self, state: MeterState, jobs: list[Job]) -> Visited:
+    def _miss(self, state: MeterState, jobs: list[Job], cause: str) -> None:
+        """The samples of these jobs were not taken, and nobody can take them later."""
+        for job in jobs:
+            kind = job.name.lower()
+            if kind in ("interval", "midnight"):
+                self._miss_kind(state, kind, cause)
+
+    def _miss_kind(self, state: MeterState, kind: str, cause: str) -> None:
+        if not state.device:
+            return  # never read: the completeness figures count it by the meter list
+        now = self.clock.now()
+        if kind == "midnight":
+            boundary = midnight_at_or_before(now, self._zone)
+        else:
+            boundary = int(now // SAMPLE_PERIOD_S) * SAMPLE_PERIOD_S
+        obis, _ = profile_of(state.model, kind)
+        self.journal.note_gap(state.config.id, state.device, obis, boundary, boundary, cause)
+
+    async def _between(self, state: MeterState, turn: Turn[Any], driver: Driver) -> bool:
+        """Between two portions of a long read: who asked for this meter is served, who needs the line gets it."""
+        held, state.held = state.held, []
+        for priority, work in held:
+            if (
+                isinstance(work, list) or work[2] is not None
+            ):  # scheduled, or with a trace of its own
+                state.held.append((priority, work))
+            else:
+                await self._run_action(work, driver)
+        if self.clock.monotonic() - turn.began > VISIT_S / 2:
+            return True
+        return state.line.lane.urgent(turn.priority)
+
+    async def _attempt(self, state: MeterState, jobs: list[Job], turn: Turn[list[Job]]) -> Visited:
         try:
             driver = self.driver(state)
         except errors.KeyRejected as error:
             refused = Visited()
             refused.error = error
             return refused
-        visit = Visit(state.config, state.model, driver, self.journal, self.clock, self._zone)
-        visit.memory = self._memories.of(state.config.id)
+        visit = Visit(
+            state.config,
+            state.model,
+            driver,
+            self.journal,
+            self.clock,
+            self._zone,
+            state.memory,
+            set_meters=self.config.clock.set_meters == "on",
+            between=lambda: self._between(state, turn, driver),
+            unsampled=self._unsampled,
+        )
         try:
             async with asyncio.timeout(VISIT_S):
                 await visit.run(jobs)
@@ -388,6 +434,8 @@ class Poller:
             )
         if result.device:
             state.device = result.device
+        for kind in result.late:
+            self._miss_kind(state, kind, state.cause or GATEWAY_OFF)
         if result.offset_s is not None:
             state.offset_s = result.offset_s
         for alarm in result.alarms:
@@ -429,30 +477,27 @@ class Poller:
             lost = self.clock.monotonic() - (state.lost_at or self.clock.monotonic())
             events.meter_back(state.config.id, lost, state.failures)
             if state.silent_alarm:
-                self._alarm(state, "meter-back", {"silent_s": round(lost)})
-        state.failures, state.lost_at, state.last_error = 0, None, None
-        state.silent_alarm = False
+                self._alarm(state.config.id, "meter-back", {"silent_s": round(lost)})
+        state.regain()
 
     def _failed(self, state: MeterState, error: errors.MeterError) -> None:
         self.counts["failures"] += 1
-        state.failures += 1
-        state.last_error = error
-        if state.failures == 1:
-            state.lost_at = self.clock.monotonic()
+        news = state.lose(self.clock.now(), self.clock.monotonic(), error, cause_of(error))
+        if news:
             events.meter_lost(state.config.id, error)
-        if isinstance(error, errors.KeyRejected) and state.failures == 1:
-            self._alarm(state, "key-rejected", {"cause": str(error)})
-        elif isinstance(error, errors.WrongMeter) and state.failures == 1:
-            self._alarm(state, "wrong-meter", {"cause": str(error)})
+        if isinstance(error, errors.KeyRejected) and news:
+            self._alarm(state.config.id, "key-rejected", {"cause": str(error)})
+        elif isinstance(error, errors.WrongMeter) and news:
+            self._alarm(state.config.id, "wrong-meter", {"cause": str(error)})
         elif state.failures == SILENT_AFTER and not state.silent_alarm:
             state.silent_alarm = True
-            self._alarm(state, "meter-silent", {"cause": str(error)})
+            self._alarm(state.config.id, "meter-silent", {"cause": str(error)})
 
-    def _alarm(self, state: MeterState, code: str, detail: dict[str, Any]) -> None:
+    def _alarm(self, meter: str, code: str, detail: dict[str, Any]) -> None:
         now = int(self.clock.now())
         self.journal.alarm(
             make_alarm(
-                state.config.id,
+                meter,
                 code,
                 at=now,
                 heard=now,
@@ -482,31 +527,40 @@ class Poller:
         state = self.meters[meter]
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._enqueue(state, Priority.ON_DEMAND, (action, future, tracer))
-        self._wake.set()
+        self._start(state.line)
         async with asyncio.timeout(timeout_s):
             return await future
 
-    async def _act(self, state: MeterState, work: Action) -> None:
-        action, future, tracer = work
+    async def _act(self, state: MeterState, work: Action) -> bool:
+        _, future, tracer = work
         if future.done():  # nobody waits any more
-            return
+            return False
         try:
             driver = self.driver(state, tracer)
         except errors.KeyRejected as error:
             future.set_exception(error)
-            return
+            return False
         try:
-            async with asyncio.timeout(VISIT_S):
-                result = await action(driver)
-            if not future.done():
-                future.set_result(result)
-        except Exception as error:  # noqa: BLE001 whoever asked gets it
-            if not future.done():
-                future.set_exception(error)
+            return await self._run_action(work, driver)
         finally:
             if not future.done():  # cancelled: the gateway stops
                 future.cancel()
             await driver.close()
+
+    async def _run_action(self, work: Action, driver: Driver) -> bool:
+        action, future, _ = work
+        if future.done():
+            return False
+        try:
+            async with asyncio.timeout(VISIT_S):
+                result = await action(driver)
+        except Exception as error:  # noqa: BLE001 whoever asked gets it
+            if not future.done():
+                future.set_exception(error)
+            return False
+        if not future.done():
+            future.set_result(result)
+        return True
 
     async def sweep(self, meters: Iterable[str] | None = None, timeout_s: float = 60.0) -> int:
         """Visit meters (None = all) as soon as their lines allow, whatever their back-off says.
@@ -518,7 +572,7 @@ class Poller:
         names = list(self.meters if meters is None else meters)
         for name in names:
             state = self.meters[name]
-            if not is_sampled(state.model):
+            if not is_sampled(state.model) and not state.queued:  # who waits is visited anyway
                 self.agenda.now_due(name, None, began)
         self._wake.set()
         wanted = [self.meters[n] for n in names if not is_sampled(self.meters[n].model)]
@@ -532,18 +586,11 @@ class Poller:
 
     def park(self, meter: str, reason: str, until: float) -> None:
         """Leave a meter alone until a civil instant; it is excused meanwhile."""
-        self.meters[meter].parked = (reason, until)
+        self.meters[meter].park(self.clock.now(), until, reason)
 
     def unpark(self, meter: str) -> None:
         """Visit a parked meter again, now."""
-        self.meters[meter].parked = None
-        self.agenda.now_due(meter, None, self.clock.now())
+        now = self.clock.now()
+        self.meters[meter].unpark(now)
+        self.agenda.now_due(meter, None, now)
         self._wake.set()
-
-
-def policy_of(error: errors.MeterError) -> Policy:
-    """The row of POLICIES for an error."""
-    for kind in type(error).__mro__:
-        if kind in POLICIES:
-            return POLICIES[kind]
-    return POLICIES[errors.LineSilent]

@@ -33,6 +33,11 @@ def is_sampled(model: Model) -> bool:
     return not isinstance(model, DlmsModel)
 
 
+def keeps_midnights(model: Model) -> bool:
+    """Does a meter without a load profile keep its midnights itself, so that they may be read late?"""
+    return not isinstance(model, DlmsModel) and bool(model.midnight.history)
+
+
 def kinds_of(model: Model) -> list[str]:
     """Kinds of profiles that may be read: interval, midnight, billing, instantaneous, events-<k>."""
     if isinstance(model, DlmsModel):

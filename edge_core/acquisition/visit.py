@@ -4,6 +4,13 @@ Where a read starts (DESIGN section 7, "What is new"): two periods before the sm
 own clock, so that reads overlap and rows repeated by a clock set back are read with their neighbours; earlier still
 when the clock was seen to step back. What is new the journal's ledger decides, never this file. The watermark handed
 over never passes the meter's clock or ours.
+
+What a meter did not hold in a span that was read gets its cause here, from what stands around it (causes.py). Long
+reads come in portions; between two of them others may speak, and the visit may give way: what was read is kept.
+Open rows, of a billing month that still runs, are not journalled.
+
+A meter's clock is set, where the configuration allows it, after all its profiles were read up to now, and the set is
+journalled as an alarm with the old and the new time.
 """
 
 from __future__ import annotations
@@ -14,13 +21,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_core import errors
+from edge_core.acquisition import event_codes
+from edge_core.acquisition.causes import GATEWAY_OFF, absences
 from edge_core.acquisition.drivers import ProfileRequest
-from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, kinds_of, profile_of
+from edge_core.acquisition.profiles import (
+    SAMPLE_PERIOD_S,
+    is_sampled,
+    keeps_midnights,
+    kinds_of,
+    profile_of,
+)
 from edge_core.domain import Flag, as_list, make_alarm
 from edge_core.schedule.agenda import Job
 from edge_core.schedule.calendar import DAY_S, midnight_at_or_before
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from concurrent.futures import Future
     from zoneinfo import ZoneInfo
 
@@ -28,13 +44,15 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.config.models import Model
     from edge_core.config.schema import Meter
-    from edge_core.domain import Alarm, Block
+    from edge_core.domain import Alarm, Block, Obis
     from edge_core.journal import Journal
 
 OVERLAP_PERIODS = 2
 LIVE_S = DAY_S  # what is older than this when it is read goes behind what is new
 SAMPLE_TOLERANCE = 0.2  # of a period: a later sample is no sample of its boundary
 CLOCK_STEP_MIN_S = 120.0
+CLOCK_LEAVE_S, CLOCK_ALARM_S, CLOCK_FAR_S = 10.0, 300.0, 600.0  # DESIGN section 3, [clock]
+OPEN_ROW_S = 60.0  # a billing row stamped within this of the meter's now is the running month
 
 
 @dataclass(slots=True)
@@ -46,6 +64,9 @@ class Visited:
         rows: rows handed to the journal, known ones among them.
         appended: the journal's answers, still open.
         no_room: nothing could be asked, because our own disk did not take what must be on it first.
+        gave_way: it ended early for somebody more urgent; what is left is due at once.
+        late: kinds of samples whose boundary had passed too long ago.
+        offset_s, error_s: the meter's clock minus ours, and how far that may be off.
     """
 
     done: list[Job] = field(default_factory=list)
@@ -54,13 +75,23 @@ class Visited:
     alarms: list[Alarm] = field(default_factory=list)
     device: str = ""
     offset_s: float | None = None
+    error_s: float = 0.0
+    late: list[str] = field(default_factory=list)
+    gave_way: bool = False
     error: errors.MeterError | None = None
     no_room: errors.JournalError | None = None
 
 
 @dataclass(slots=True)
 class Visit:
-    """A visit under way."""
+    """A visit under way.
+
+    Attributes:
+        memory: what is known of the meter from earlier visits.
+        set_meters: may a meter's clock be set?
+        between: called between two portions of a long read; True = somebody more urgent waits for the line.
+        unsampled: the cause of a boundary that was not sampled and that nobody named yet.
+    """
 
     meter: Meter
     model: Model
@@ -68,9 +99,11 @@ class Visit:
     journal: Journal
     clock: Clock
     zone: ZoneInfo
-    memory: Memory | None = None
+    memory: Memory
+    set_meters: bool = False
+    between: Callable[[], Awaitable[bool]] | None = None
+    unsampled: Callable[[int], str] = lambda _: GATEWAY_OFF
     result: Visited = field(default_factory=Visited)
-    stepped_back_s: float = 0.0
 
     async def run(self, jobs: list[Job]) -> None:
         """Do the jobs in order; what is done stands in `result` even when an error ends the visit.
@@ -78,7 +111,8 @@ class Visit:
         Raises:
             MeterError: from the driver, or WrongMeter.
         """
-        if is_sampled(self.model):
+        sampled = is_sampled(self.model)
+        if sampled:
             jobs = [job for job in jobs if self._in_time(job)]
             if not jobs:
                 return
@@ -86,34 +120,39 @@ class Visit:
         self._check_serial(device.serial)
         self.result.device = device.serial
         self._take_notices()
-        if not is_sampled(self.model):
-            self._note_clock(await self.driver.clock_offset())
+        if not sampled:
+            await self._measure_clock()
         for job in jobs:
-            match job:
-                case Job.INTERVAL:
-                    await self._profile("interval", device.serial)
-                case Job.MIDNIGHT:
-                    await self._profile("midnight", device.serial)
-                case Job.EVENTS:
-                    for kind in kinds_of(self.model):
-                        if kind.startswith("events"):
-                            await self._profile(kind, device.serial)
-                case Job.INSTANTANEOUS:
-                    await self._profile("instantaneous", device.serial)
-                case Job.CLOCK:
-                    pass  # measured at each contact
+            for kind in self._kinds(job):
+                if not await self._profile(kind, device.serial):
+                    self.result.gave_way = True
+                    return
+            if job is Job.CLOCK and not sampled:
+                await self._check_clock(device.serial, jobs)
             self.result.done.append(job)
+
+    def _kinds(self, job: Job) -> list[str]:
+        """Kinds of profiles that a job reads."""
+        wanted = job.name.lower()
+        return [
+            kind
+            for kind in kinds_of(self.model)
+            if kind == wanted or (job is Job.EVENTS and kind.startswith("events"))
+        ]
 
     def _in_time(self, job: Job) -> bool:
         """Is now near enough to the boundary that this sample is for? What is late is a gap, not a reading."""
         now, period = self.clock.now(), SAMPLE_PERIOD_S
-        if job is Job.MIDNIGHT:
+        if job is Job.MIDNIGHT and not keeps_midnights(self.model):
             late = now - midnight_at_or_before(now, self.zone)
-        else:
+        elif job is Job.INTERVAL:
             late = now % period
+        else:
+            late = 0.0
         if late <= SAMPLE_TOLERANCE * period:
             return True
         self.result.done.append(job)
+        self.result.late += self._kinds(job)
         return False
 
     def _check_serial(self, serial: str) -> None:
@@ -126,8 +165,6 @@ class Visit:
                 f"the device at {self.meter.address} has serial {serial!r}, expected {self.meter.serial!r}",
                 "Nothing was read. Correct `serial` if the meter was exchanged.",
             )
-        if self.memory is None:
-            return
         known = self.memory.get("device")
         if known == serial:
             return
@@ -149,48 +186,164 @@ class Visit:
 
     def _take_notices(self) -> None:
         """What the driver noticed beside its reads becomes alarms: a counter that moved without us."""
-        now = int(self.clock.now())
         for code, detail in getattr(self.driver, "notices", ()):
-            self.result.alarms.append(
-                make_alarm(
-                    self.meter.id,
-                    code,
-                    at=now,
-                    heard=now,
-                    authenticated=False,
-                    inferred=True,
-                    detail=detail,
-                )
+            self._alarm(code, detail)
+
+    def _alarm(self, code: str, detail: dict[str, Any]) -> None:
+        now = int(self.clock.now())
+        self.result.alarms.append(
+            make_alarm(
+                self.meter.id,
+                code,
+                at=now,
+                heard=now,
+                authenticated=False,
+                inferred=True,
+                detail=detail,
             )
+        )
 
-    def _note_clock(self, offset_s: float | None) -> None:
-        """Compare the meter's clock with ours and with the last contact: a step back widens the next reads."""
-        self.result.offset_s = offset_s
-        if offset_s is None or self.memory is None:
+    # --- the meter's clock
+
+    async def _measure_clock(self) -> None:
+        """Compare the meter's clock with ours; an alarm when it enters a worse band than at the last contact."""
+        began = self.clock.monotonic()
+        offset = await self.driver.clock_offset()
+        took = self.clock.monotonic() - began
+        self.result.offset_s = offset
+        self.result.error_s = took / 2 * self.clock.speed + 0.5  # meters tell whole seconds
+        if offset is None:
             return
-        before = self.memory.get("clock_offset_s")
-        step = 0.0 if before is None else offset_s - before
-        if before is None or abs(step) >= 1:
-            self.memory.put("clock_offset_s", round(offset_s))
-        if step <= -max(CLOCK_STEP_MIN_S, self.clock.speed):
-            self.stepped_back_s = -step
+        certain = abs(offset) - self.result.error_s
+        band = (certain > CLOCK_ALARM_S) + (certain > CLOCK_FAR_S)
+        before = int(self.memory.get("clock_band") or 0)
+        if band > before:
+            self._alarm("clock", {"offset_s": round(offset), "error_s": round(self.result.error_s)})
+        if band != before:
+            self.memory.put("clock_band", band)
 
-    async def _profile(self, kind: str, device: str) -> None:
+    def _step_of(self, kind: str) -> float:
+        """How far the meter's clock has moved against ours since a kind of profile was read, 0 below what counts."""
+        before, offset = self.memory.get(f"offset_s.{kind}"), self.result.offset_s
+        if before is None or offset is None:
+            return 0.0
+        step = offset - float(before)
+        return step if abs(step) >= max(CLOCK_STEP_MIN_S, self.clock.speed) else 0.0
+
+    def _settle_clock(self, kind: str) -> None:
+        """A kind was read under this offset: the next step is counted from here."""
+        offset, before = self.result.offset_s, self.memory.get(f"offset_s.{kind}")
+        if offset is not None and (before is None or abs(offset - float(before)) >= 1):
+            self.memory.put(f"offset_s.{kind}", round(offset))
+
+    async def _check_clock(self, device: str, jobs: list[Job]) -> None:
+        """Set the meter's clock if that is allowed and wanted, after everything was read up to now."""
+        offset = self.result.offset_s
+        if not self.set_meters or offset is None:
+            return
+        certain = abs(offset) - self.result.error_s
+        setter = getattr(self.driver, "set_clock", None)
+        if setter is None or not certain > CLOCK_LEAVE_S or abs(offset) > CLOCK_FAR_S:
+            return
+        for job in (Job.MIDNIGHT, Job.INTERVAL, Job.BILLING):
+            if job not in jobs:
+                for kind in self._kinds(job):
+                    if not await self._profile(kind, device):
+                        return  # somebody more urgent: the clock waits for the next check
+        old = self.clock.now() + offset
+        await setter()
+        new = self.clock.now() + (await self.driver.clock_offset() or 0.0)
+        self._alarm(
+            "clock",
+            {"set": True, "old": round(old), "new": round(new), "offset_s": round(offset)},
+        )
+
+    # --- profiles
+
+    async def _profile(self, kind: str, device: str) -> bool:
+        """Read a profile from where it was left; False when the visit is to give way before all was read."""
         obis, period_s = profile_of(self.model, kind)
+        sampled = is_sampled(self.model)
         now = self.clock.now()
         meter_now = now + (self.result.offset_s or 0.0)
-        since = None
-        if not is_sampled(self.model):
-            watermark = self.journal.watermark(self.meter.id, device, obis)
-            if watermark is not None:
-                reach = OVERLAP_PERIODS * max(period_s, 1) + self.stepped_back_s
-                since = int(min(watermark, meter_now) - reach)
-        blocks = await self.driver.read_profile(ProfileRequest(kind, since=since))
-        for block in blocks:
-            if not block.rows:
-                continue
-            self.result.rows += block.rows
-            self.result.appended.append(self._append(block, kind, int(min(meter_now, now))))
+        watermark = self.journal.watermark(self.meter.id, device, obis)
+        since, step = None, 0.0
+        if not sampled and watermark is not None:
+            step = self._step_of(kind)
+            reach = OVERLAP_PERIODS * max(period_s, 1) + max(0.0, -step)
+            since = int(min(watermark, meter_now) - reach)
+        read: list[Block] = []
+        async for blocks, more in self._portions(ProfileRequest(kind, since=since)):
+            for block in blocks:
+                block = self._closed(block, kind, meter_now)
+                if not block.rows:
+                    continue
+                read.append(block)
+                self.result.rows += block.rows
+                self.result.appended.append(self._append(block, kind, int(min(meter_now, now))))
+            if more and self.between is not None and await self.between():
+                self._name_absences(read, watermark, obis, period_s, step)
+                return False
+        if sampled:
+            self._name_unsampled(read, obis, period_s)
+        else:
+            self._name_absences(read, watermark, obis, period_s, step)
+            self._settle_clock(kind)
+        return True
+
+    async def _portions(self, request: ProfileRequest) -> AsyncIterator[tuple[list[Block], bool]]:
+        """Portions of a profile where the driver gives them, else all at once."""
+        portions = getattr(self.driver, "portions", None)
+        if portions is None:
+            yield list(await self.driver.read_profile(request)), False
+            return
+        async for blocks, more in portions(request):
+            yield blocks, more
+
+    def _closed(self, block: Block, kind: str, meter_now: float) -> Block:
+        """Without the open row of a billing period that still runs."""
+        if kind != "billing":
+            return block
+        times = as_list(block.times)
+        keep = [row for row, at in enumerate(times) if at < meter_now - OPEN_ROW_S]
+        return block if len(keep) == len(times) else block.take(keep)
+
+    def _name_absences(
+        self, read: list[Block], watermark: int | None, obis: Obis, period_s: int, step: float
+    ) -> None:
+        """What the meter did not hold between the rows that it gave."""
+        if not read or (len(read) == 1 and _gapless(read[0], watermark, period_s)):
+            return
+        device = read[-1].device
+        for gap in absences(read, known=watermark, period=period_s, stepped_forward=step > 0):
+            self.journal.note_gap(self.meter.id, device, obis, gap.first, gap.last, gap.cause)
+
+    def _name_unsampled(self, read: list[Block], obis: Obis, period_s: int) -> None:
+        """Boundaries between the last sample and this one that nobody named when they passed."""
+        if not read or not period_s:
+            return
+        device, at = read[-1].device, max(as_list(read[-1].times))
+        known = self.journal.watermark(self.meter.id, device, obis)
+        if known is None or round((at - known) / period_s) <= 1:
+            return
+        named = [
+            hole
+            for entry in self.journal.ledger(self.meter.id)
+            if (entry.device, entry.profile) == (device, obis)
+            for hole in entry.holes
+            if hole.cause
+        ]
+        start: int | None = None
+        cause = ""
+        for boundary in [*range(known + period_s, at - period_s // 2, period_s), None]:
+            free = boundary is not None and not any(h.first <= boundary <= h.last for h in named)
+            why = self.unsampled(boundary) if free and boundary is not None else ""
+            if start is not None and why != cause:
+                last = (boundary or at) - period_s
+                self.journal.note_gap(self.meter.id, device, obis, start, last, cause)
+                start = None
+            if free and start is None:
+                start, cause = boundary, why
 
     def _append(self, block: Block, kind: str, ceiling: int) -> Future[Any]:
         """Into the journal; what is sampled no meter holds, so it is safe within 200 ms."""
@@ -204,6 +357,10 @@ class Visit:
             block = msgspec.structs.replace(block, multiplier=self.meter.multiplier)
         if kind.startswith("events"):
             block = msgspec.structs.replace(block, kind="events")
+            proven = not any(bits & Flag.UNAUTHENTICATED for _, _, bits in block.flags)
+            self.result.alarms += event_codes.alarms_of(
+                block, self.model, self.clock.now(), authenticated=proven
+            )
         sampled = any(bits & Flag.SAMPLED for _, _, bits in block.flags)
         return self.journal.append(
             block,
@@ -211,3 +368,13 @@ class Visit:
             lane="live" if newest > self.clock.now() - LIVE_S else "backlog",
             watermark=min(newest, ceiling),
         )
+
+
+def _gapless(block: Block, known: int | None, period_s: int) -> bool:
+    """The usual case, told without a loop: one row a period, from a known one on."""
+    first, last = int(block.times[0]), int(block.times[-1])
+    return (
+        period_s > 0
+        and (last - first) // period_s == block.rows - 1
+        and (known is None or first <= known + period_s)
+    )

@@ -20,7 +20,7 @@ from edge_core.health import metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from edge_core.acquisition.poller import MeterState
+    from edge_core.acquisition.standing import MeterState
     from edge_core.domain import Alarm
     from edge_core.gateway.root import Gateway
     from edge_core.transports.control import Handler, Request

@@ -36,9 +36,10 @@ class Job(IntEnum):
 
     MIDNIGHT = 0
     INTERVAL = 1
-    EVENTS = 2
-    INSTANTANEOUS = 3
-    CLOCK = 4
+    BILLING = 2
+    EVENTS = 3
+    INSTANTANEOUS = 4
+    CLOCK = 5
 
     @property
     def priority(self) -> Priority:
@@ -134,6 +135,14 @@ class Agenda:
                 if entry.paused:
                     entry.wanted.add(job)
         self._list(entry)
+
+    def replan(self, now: float) -> None:
+        """Our clock was set back: what waits for a time further off than its rule allows is planned again."""
+        for entry in self._entries.values():
+            for job, due in entry.due.items():
+                rule, phase = entry.rules[job]
+                entry.due[job] = min(due, next_due(rule, now, self.zone, phase))
+            self._list(entry)
 
     def pause(self, meter: str) -> None:
         """Take a meter off the agenda (parked) until `done` or `again`."""

@@ -6,7 +6,7 @@ are read again when another system title answers; meters without one (no cipheri
 Invariants: rows are whatever the meter holds for the asked range, in its buffer order; what it sends beyond the range
 is dropped, also where it ignores the selection. Layouts are proven before rows are read under them, and again when
 rows do not fit. Without an authenticated answer every row is flagged UNAUTHENTICATED.
-Limits: ROWS_AT_ONCE rows are asked for in one request; longer histories take several.
+Limits: ROWS_AT_ONCE rows (SLOW_ROWS_AT_ONCE on slow lines) are asked for in one request; longer histories take several.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from edge_core.protocols.dlms.layouts import ColumnMismatch
 from edge_core.protocols.dlms.profile import ScalerUnit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from edge_core.acquisition.drivers import Counters, Memory, Site, Tracer
     from edge_core.clock import Clock
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from edge_core.protocols.dlms.shapes import Rows
 
 ROWS_AT_ONCE: Final = 2_000
+SLOW_ROWS_AT_ONCE: Final = 240
+"""On serial lines and HDLC: some 15 s at 9,600 baud, after which others may speak."""
 DAY_S: Final = 86_400
 OLDEST: Final = 946_684_800  # 2000-01-01: no smart meter holds rows from before
 PROFILE_CLASS: Final = 7
@@ -87,6 +89,8 @@ class Driver:
         self._rules = clock_rules(model, site.timezone)
         self.session = Session(meter, line, model, keys, counters, tracer, site)
         self.observer: Callable[[str, bytes], None] | None = None
+        slow = line.transport == "serial" or line.framing == "hdlc"
+        self._rows_at_once = SLOW_ROWS_AT_ONCE if slow else ROWS_AT_ONCE
         self._device: Device | None = None
         self._offset_s: float | None = None
 
@@ -170,11 +174,17 @@ class Driver:
     # --- profiles
 
     async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
+        return [block async for blocks, _ in self.portions(request) for block in blocks]
+
+    async def portions(self, request: ProfileRequest) -> AsyncIterator[tuple[list[Block], bool]]:
+        """The same, as the answers come: blocks, and whether more will follow. Other requests may go in between."""
         device = await self.identify()
         profile = self._profile(request.kind)
         learned = await self._learn(request.kind, profile, device.serial)
-        blocks: list[Block] = []
-        for since, until, selector in await self._portions(request, profile, learned):
+        wanted = await self._portions(request, profile, learned)
+        for left, (since, until, selector) in zip(
+            range(len(wanted) - 1, -1, -1), wanted, strict=True
+        ):
             data = await self.get(Attribute(PROFILE_CLASS, profile.obis, 2), selector)
             try:
                 rows = self._decode(data, profile, learned)
@@ -182,12 +192,12 @@ class Driver:
                 learned = await self._prove(request.kind, profile, device.serial)
                 with self.session.step(f"GET {profile.obis}:2"):
                     rows = self._decode(data, profile, learned)
-            blocks += [
+            blocks = [
                 block
                 for part in rows
                 if (block := self._block(request.kind, part, learned, since, until)) is not None
             ]
-        return blocks
+            yield blocks, left > 0
 
     def _profile(self, kind: str) -> Profile:
         try:
@@ -257,18 +267,20 @@ class Driver:
         if request.by_entry or profile.range == "entry":
             return await self._by_entry(request, profile, learned)
         period = learned.period or profile.period_s
+        reach = 64 * self._rows_at_once
         if request.since is None and request.until is None:
             held = await self._entries_in_use(profile.obis)
-            if held is None or held <= ROWS_AT_ONCE:
+            if held is None or held <= self._rows_at_once:
                 return whole
+            reach = held + DAY_S // max(period, 1)
         now = self._clock.now() + max(self._offset_s or 0.0, 0.0)
         until = request.until if request.until is not None else int(now) + DAY_S
         since = request.since if request.since is not None else OLDEST
-        step = ROWS_AT_ONCE * period if period else 0
+        step = self._rows_at_once * period if period else 0
         cuts: list[int] = []
         if step:
-            # the oldest portion reaches back as far as it takes, the others hold ROWS_AT_ONCE rows at most
-            first = max(since, until - step * 64)
+            # the oldest portion reaches back as far as it takes, the others hold so many rows at most
+            first = max(since, until - reach * period)
             cuts = list(range(until - step, first, -step))[::-1]
         bounds = [since, *cuts, until + 1]
         return [
@@ -318,13 +330,13 @@ class Driver:
         if profile.entry_base == "oldest":
             first = held - wanted + 1
             while first <= held:
-                last = min(first + ROWS_AT_ONCE - 1, held)
+                last = min(first + self._rows_at_once - 1, held)
                 portions.append((first, 0 if last == held else last))
                 first = last + 1
         else:
             first = 1
             while first <= wanted:
-                last = min(first + ROWS_AT_ONCE - 1, wanted)
+                last = min(first + self._rows_at_once - 1, wanted)
                 portions.append((first, last))
                 first = last + 1
             portions.reverse()

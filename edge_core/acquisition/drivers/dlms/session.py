@@ -436,7 +436,10 @@ class Session:
         assert self._counters is not None
         with self.step(during):
             future = self._counters.prepare(title, fingerprint, at_least, COUNTERS_AT_ONCE)
-            await asyncio.wrap_future(future)
+            if future.done():  # the usual case: enough were reserved before
+                future.result()
+            else:
+                await asyncio.wrap_future(future)
         self._reserved = COUNTERS_AT_ONCE
 
     def _next_counter(self) -> int:

@@ -1,0 +1,84 @@
+"""What the codes in event logs mean: severity, and which rows raise an alarm. Data in event_codes.csv, with its source.
+
+A vocabulary is named by `log` of a profile in the meter model (is15959, idis). The id of an alarm made here is that of a
+push about the same event, so consumers see one event whichever way it came.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.resources
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge_core.config.models import DlmsModel
+from edge_core.domain import as_list, make_alarm
+from edge_core.domain.alarm_codes import ALARM_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_core.config.models import Model, Profile
+    from edge_core.domain import Alarm, Block
+
+ALARM_AGE_S = 86_400
+"""Older rows are history when they are read for the first time: they travel as events, but raise no alarm."""
+
+
+class EventCode(NamedTuple):
+    """A row of event_codes.csv; `alarm` is "" when the event raises none."""
+
+    meaning: str
+    severity: str
+    alarm: str
+    phases: tuple[str, ...]
+
+    @property
+    def iec61968(self) -> str:
+        """End device event code of the alarm, "" where none is known."""
+        return ALARM_KINDS[self.alarm].iec61968 if self.alarm else ""
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> dict[tuple[str, int], EventCode]:
+    """Everything in event_codes.csv by (log, code)."""
+    file = importlib.resources.files("edge_core.acquisition") / "event_codes.csv"
+    return {
+        (row["log"], int(row["code"])): EventCode(
+            row["meaning"], row["severity"], row["alarm"], tuple(row["phases"].split())
+        )
+        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    }
+
+
+def describe(model: Model, log: str, code: int) -> EventCode | None:
+    """What a code in an event log (by its OBIS) of a model means; None where nobody knows."""
+    profile = _profile(model, log)
+    return None if profile is None else vocabulary().get((profile.log, code))
+
+
+def _profile(model: Model, obis: str) -> Profile | None:
+    if not isinstance(model, DlmsModel):
+        return None
+    return next((p for p in model.profiles.values() if p.obis == obis), None)
+
+
+def alarms_of(block: Block, model: Model, now: float, *, authenticated: bool) -> Iterator[Alarm]:
+    """The alarms of the rows of an event block that happened within ALARM_AGE_S before `now`."""
+    profile = _profile(model, block.layout.profile)
+    if profile is None or not profile.log:
+        return
+    codes = next((i for i, c in enumerate(block.layout.cols) if c.obis == profile.code), 0)
+    for at, code in zip(as_list(block.times), as_list(block.columns[codes]), strict=True):
+        known = vocabulary().get((profile.log, code)) if isinstance(code, int) else None
+        if known is None or not known.alarm or at < now - ALARM_AGE_S:
+            continue
+        yield make_alarm(
+            block.meter,
+            known.alarm,
+            at=at,
+            heard=int(now),
+            authenticated=authenticated,
+            phases=known.phases,
+            detail={"log": block.layout.profile, "event": code, "meaning": known.meaning},
+        )
