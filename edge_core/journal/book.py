@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edge_core.domain import Block, Obis
 
 SNAPSHOT_SEGMENTS = 128
-SNAPSHOT_READINGS = 256_000
+SNAPSHOT_READINGS = 128_000
 METERS_PER_BLOB = 64
 log = logging.getLogger(__name__)
 _CLASSES = {"interval": 0, "midnight": 1, "billing": 2, "instantaneous": 3, "events": 4}
@@ -334,11 +334,12 @@ class Book:
         self._segments += segments
         self._readings += readings
 
-    def due(self) -> bool:
-        """Is it time to write all touched blobs?"""
+    def due(self, patience: int = 1) -> bool:
+        """Is it time to write all touched blobs? With a patience of 2, twice as late."""
         if not self.complete:
             return False
-        return self._segments >= SNAPSHOT_SEGMENTS or self._readings >= SNAPSHOT_READINGS
+        segments, readings = SNAPSHOT_SEGMENTS * patience, SNAPSHOT_READINGS * patience
+        return self._segments >= segments or self._readings >= readings
 
     def save(self, connection: sqlite3.Connection, upto: int, *, everything: bool) -> int:
         """Write blobs in the caller's transaction, counting up to and with segment `upto`; returns their octets."""
