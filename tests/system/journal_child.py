@@ -49,7 +49,7 @@ class Fuse:
             signal.pause()
 
 
-def child(folder, seed, mode):
+def child(folder, seed, mode, turns=None):
     folder = Path(folder)
     rng = random.Random(seed)
     acks = os.open(folder / "acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -69,7 +69,7 @@ def child(folder, seed, mode):
     for m in marks:
         for entry in journal.ledger(f"GP{m}"):
             marks[m] = max(marks[m], (entry.watermark - 1_764_000_000) // entry.period + 1)
-    for turn in itertools.count():
+    for turn in itertools.count() if turns is None else range(turns):
         what = rng.random()
         if what < 0.55:
             batch = []
