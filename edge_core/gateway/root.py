@@ -17,11 +17,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from edge_core import __version__
+from edge_core.acquisition.event_codes import describe
 from edge_core.acquisition.listener import Listener
 from edge_core.acquisition.poller import Poller
 from edge_core.config.keys import KeyRing
 from edge_core.domain import make_alarm
 from edge_core.gateway.commands import Commands
+from edge_core.gateway.daily import Daily
 from edge_core.gateway.views import Views
 from edge_core.health import events
 from edge_core.health.watchdog import Watchdog, notify
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
     from edge_core.domain import Alarm
+    from edge_core.uplink.payloads.events import Meaning
     from edge_core.uplink.sender import Sender
 
 log = logging.getLogger(__name__)
@@ -108,6 +111,7 @@ class Gateway:
         self.sender: Sender | None = None
         self.commands = Commands(config, self.poller, self.journal, clock)
         self.about: Callable[[], dict[str, Any]] = dict  # what whoever runs us adds to health
+        self.daily = Daily(config, self.poller, self.journal, self.memories, clock)
         self.views = Views(self)
         self.running = asyncio.Event()  # every room has begun
         self._stopping = asyncio.Event()
@@ -149,6 +153,7 @@ class Gateway:
                     room("uplink", self.sender.run())
                 polling = rooms.create_task(self.poller.run(), name="poller")
                 room("health", self._report_health())
+                room("completeness", self.daily.run())
                 if "detector" in self.roles:
                     self._add_detector(room)
                 if "console" in self.roles:
@@ -214,7 +219,16 @@ class Gateway:
             make_client(self.config, topics.subscription),
             self.clock,
             hooks=hooks,
+            describe=self._describe,
         )
+
+    def _describe(self, meter: str, log: str, code: int) -> Meaning:
+        """What an event code of a meter means."""
+        from edge_core.uplink.payloads.events import Meaning
+
+        config = self.config.meters.get(meter)
+        known = config and describe(self.config.models[config.model], log, code)
+        return Meaning(known.severity, known.iec61968) if known else Meaning()
 
     def _on_no_acks(self, seconds: float) -> None:
         events.no_acks(seconds)

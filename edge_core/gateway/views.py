@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime as dt
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import msgspec
 
 from edge_core import errors
 from edge_core.acquisition import reading
+from edge_core.acquisition.completeness import owed
 from edge_core.acquisition.tracing import Trace
 from edge_core.health import metrics
 
@@ -96,7 +98,10 @@ class Views:
                 "silent": sum(1 for s in states if s.failures),
                 "parked": sum(1 for s in states if s.parked and now < s.parked[1]),
             },
-            "clock": {"synced": gateway.clock.synchronised(), "step_s": 0},
+            "clock": {
+                "synced": gateway.clock.synchronised(),
+                "step_s": round(gateway.poller.watch.last_step_s),
+            },
             "uplink": uplink,
             "memory_mb": resident_mb(),
             **gateway.about(),
@@ -147,11 +152,22 @@ class Views:
         }
 
     def gaps(self, meter: str) -> list[dict[str, Any]]:
-        """The ledger of one meter."""
-        return [
-            dataclasses.asdict(entry) | {"missing": sum(hole.rows for hole in entry.holes)}
-            for entry in self._gateway.journal.ledger(meter)
-        ]
+        """The ledger of one meter; what a failing meter owes is missing for the cause of its failure."""
+        state = self._gateway.poller.meters[meter]
+        now = self._gateway.clock.now()
+        out = []
+        for entry in self._gateway.journal.ledger(meter):
+            holes = [*entry.holes, *owed(entry, state.cause if state.failures else "", now)]
+            missing = sum(hole.rows for hole in holes)
+            out.append(
+                dataclasses.asdict(entry)
+                | {
+                    "holes": [dataclasses.asdict(hole) for hole in holes],
+                    "missing": missing,
+                    "due": entry.captured + missing,
+                }
+            )
+        return out
 
     def alarms(self) -> list[dict[str, Any]]:
         """The latest alarms, newest first."""
@@ -172,6 +188,7 @@ class Views:
             "meters": self._meters,
             "meter": self._meter,
             "gaps": self._gaps,
+            "completeness": self._completeness,
             "alarms": self._recent_alarms,
             "journal-status": self._journal_status,
             "metrics": self._metrics,
@@ -201,6 +218,15 @@ class Views:
             [self._known(request)] if request.get("meter") else list(self._gateway.poller.meters)
         )
         return {name: self.gaps(name) for name in names}
+
+    async def _completeness(self, request: Request) -> Any:
+        """Figures of a civil day, counted now."""
+        day = str(request.get("day", ""))
+        try:
+            date = dt.date.fromisoformat(day)
+        except ValueError:
+            raise errors.ControlError(f"day is {day!r}, not YYYY-MM-DD") from None
+        return await asyncio.to_thread(self._gateway.daily.count, date)
 
     async def _recent_alarms(self, request: Request) -> Any:  # noqa: ARG002
         return self.alarms()

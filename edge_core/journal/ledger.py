@@ -370,9 +370,16 @@ class Entry(msgspec.Struct, array_like=True):
     # ---- what is missing -----------------------------------------------------------------------
 
     def note_gap(self, first: int, last: int, cause: str) -> None:
-        """Name the cause of what is missing from first to last; a later word on the same times holds."""
+        """Name the cause of what is missing from first to last; a later word on the same times holds.
+
+        Neighbours of one cause become one: a meter that is silent for days is one gap, told boundary by boundary.
+        """
         gaps = []
         for a, b, other in self.gaps:
+            near = max(self.period, 1)
+            if other == cause and a <= last + near and b >= first - near:
+                first, last = min(first, a), max(last, b)
+                continue
             if b < first or a > last:
                 gaps.append((a, b, other))
                 continue

@@ -54,12 +54,14 @@ class Completeness(Envelope, frozen=True, kw_only=True):
 
     Attributes:
         day: civil date, YYYY-MM-DD.
+        stage: when this was counted: 05:00 of the next day, 24h or 72h after the day's end; the latest holds.
         profiles: one entry per profile.
     """
 
     schema: Literal["opendcu.completeness/1"]
     kind: Literal["completeness"]
     day: str = ""
+    stage: str = ""
     profiles: tuple[ProfileFigures, ...] = ()
 
 

@@ -102,3 +102,14 @@ def test_no_meter_is_ever_lost_or_taken_twice(steps):
     free = [m for m in meters if m not in busy]
     expected = min((min(a.due_times(m).values()) for m in free), default=None)
     assert a.next_time() == expected
+
+
+def test_after_our_clock_was_set_back_everything_is_planned_again():
+    a = agenda("A", period=900)
+    a.take_due(T0 + 10_000)
+    a.done("A", [Job.MIDNIGHT, Job.INTERVAL], T0 + 10_000)
+    assert a.take_due(T0 + 1000) == []
+    a.replan(T0)
+    assert a.due_times("A")[Job.INTERVAL] <= T0 + 900
+    assert a.due_times("A")[Job.MIDNIGHT] <= T0 + 86_400 + 600
+    assert [job for _, jobs in a.take_due(T0 + 900) for job in jobs] == [Job.INTERVAL]
