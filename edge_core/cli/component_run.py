@@ -53,6 +53,7 @@ class Runner:
         self.component: Component | None = None
         self._raw: dict[str, Any] = {}
         self._reloading: asyncio.Task[None] | None = None
+        self._stale = False
 
     async def run(self) -> int:
         """The exit code."""
@@ -171,8 +172,15 @@ class Runner:
 
     def reload(self) -> None:
         """Read settings and files again; on the loop."""
+        self._stale = True
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._reload(), name="reload")
+            self._reloading = asyncio.create_task(self._reload_until_fresh(), name="reload")
+
+    async def _reload_until_fresh(self) -> None:
+        """A change that comes while we read is read after it."""
+        while self._stale:
+            self._stale = False
+            await self._reload()
 
     async def _reload(self) -> None:
         raw = None if self.component is None else await self.component.settings()

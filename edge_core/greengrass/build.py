@@ -124,6 +124,7 @@ class Builder:
         pythons: as "3.11"; () = this one.
         wheels: a folder of own wheels, taken by name and version before those of the lock file's hashes.
         model: folder of the anomaly model.
+        level: of gzip.
     """
 
     root: Path
@@ -132,6 +133,7 @@ class Builder:
     pythons: Sequence[str] = ()
     wheels: Path | None = None
     model: Path | None = None
+    level: int = 6
     _archives: dict[tuple[str, tuple[str, ...]], bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -290,7 +292,7 @@ class Builder:
             for python in self.pythons:
                 for wheel in self._wheels(architecture, python, extras):
                     files |= dict(_unpacked(wheel))
-            self._archives[key] = _tar(files)
+            self._archives[key] = _tar(files, self.level)
         return self._archives[key]
 
     def _program(self) -> Iterator[tuple[str, bytes]]:
@@ -452,11 +454,11 @@ def _unpacked(wheel: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{site}/{name}", archive.read(info)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def _tar(files: dict[str, bytes], level: int) -> bytes:
     """A tar.gz that depends on nothing but its files."""
     raw = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=6, mtime=0) as packed,
+        gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=level, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for name in sorted(files):
