@@ -21,8 +21,12 @@ Lane = Literal["alarms", "notes", "live", "backlog"]
 FIRST_RESEND_S, LONGEST_RESEND_S = 5.0, 60.0
 REMEMBERED = 20_000  # released items that a slow commit or a repeated push may bring up again
 
-RETRIED = frozenset(("broker-refused", "unanswered"))
-"""Causes after which the parts are sent again under a new number: at a restart, or when an hour has passed."""
+PASSING = frozenset(("broker-refused", "unanswered"))
+"""Causes that may pass: the parts are sent again under a new number at a restart, and when RETRY_S has passed."""
+
+RETRY_S = 3_600.0
+RETRY_REFUSED_S = 6 * 3_600.0
+"""For all other causes, civil seconds both: the ack that freed a refused message may have been lost, as acks may."""
 
 
 @dataclass(slots=True)
@@ -87,7 +91,7 @@ class Deliveries:
         for item, (total, ranges) in self.outbox.acked.items():
             self._open[item] = _Open(total, list(ranges))
         for n, row in list(self.outbox.aside.items()):
-            if row.cause in RETRIED:
+            if row.cause in PASSING:
                 self.outbox.forget(n)
             else:
                 self._enter(n, row.refs)
@@ -113,6 +117,10 @@ class Deliveries:
         if state is None:
             return False
         return any(n in self.sent or n in self.outbox.aside for n in list(state.numbers))
+
+    def released(self, item: Item) -> bool:
+        """Was the item acked lately?"""
+        return item in self._released
 
     def covered(self, item: Item) -> Ranges | None:
         """Parts that must not be sent (again): acked or set aside; None = all of them. Any thread."""
@@ -187,11 +195,11 @@ class Deliveries:
         self.outbox.set_aside(n, row)
         return row
 
-    def retry(self, before: int) -> list[Ref]:
-        """Take back what was set aside before this UTC second for a cause that may have passed: its parts."""
+    def retry(self, now: float) -> list[Ref]:
+        """Take back what has stood aside for long enough by civil time: its parts, which are pending again."""
         out: list[Ref] = []
         for n, row in list(self.outbox.aside.items()):
-            if row.cause in RETRIED and row.at < before:
+            if now - row.at >= (RETRY_S if row.cause in PASSING else RETRY_REFUSED_S):
                 out += row.refs
                 self._settle(n)
         return out

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_core import errors
 from edge_core.uplink.alarm_lane import AlarmLane
-from edge_core.uplink.deliveries import Deliveries
+from edge_core.uplink.deliveries import PASSING, Deliveries
 from edge_core.uplink.outbox import ALARM, NOTE, SEGMENT, Outbox
 from edge_core.uplink.packer import Draft, Packer, room_of
 from edge_core.uplink.payloads import down, events
@@ -31,7 +31,7 @@ from edge_core.uplink.topics import Topics
 from edge_core.uplink.transmitter import Outcomes, Transmitter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
@@ -54,7 +54,7 @@ BACK_OFF_S = (1.0, 60.0)
 STABLE_S = 30.0  # a connection that lasted so long, or carried anything, makes the next back-off short again
 NO_ACKS_S = 180.0
 UNANSWERED_ATTEMPTS = 10  # with other messages acked meanwhile
-RETRY_ASIDE_S = 3_600.0
+SWEEP_S = 3_600.0
 UNHEARD_RESENDS = 16  # without any ack in between; then a rest
 REST_S = 60.0
 LONGEST_NO_ACKS_S = 3_600.0
@@ -140,6 +140,8 @@ class Sender:
         self._rest_until = float("-inf")
         self._health: dict[str, Any] | None = None
         self._unreleased: list[Item] = []
+        for row in self._outbox.aside.values():
+            self._keep_aside(row)  # a kill may have come before the journal had committed it
         journal.on_alarm(self._alarm_from_any_thread)
         journal.on_commit(self._commit_from_any_thread)
 
@@ -355,7 +357,7 @@ class Sender:
         if items:
             self._release(items)
 
-    def _release(self, items: list[Item]) -> None:
+    def _release(self, items: Sequence[Item]) -> None:
         future = self._journal.release(
             segments=[int(key) for kind, key in items if kind == SEGMENT],
             alarms=[str(key) for kind, key in items if kind == ALARM],
@@ -375,17 +377,23 @@ class Sender:
 
     def _report_aside(self, n: int, row: AsideRow) -> None:
         log.warning("uplink: message %d set aside: %s: %s", n, row.cause, row.why)
-        if row.cause not in ("broker-refused", "unanswered"):  # those are tried again
-            items = self._deliveries.wholly_aside(row)
-            if items:
-                self._journal.set_aside(
-                    row.cause,
-                    row.why,
-                    segments=[int(key) for kind, key in items if kind == SEGMENT],
-                    alarms=[str(key) for kind, key in items if kind == ALARM],
-                    notes=[int(key) for kind, key in items if kind == NOTE],
-                )
+        self._keep_aside(row)
         self._hooks.on_aside(n, row.cause, row.why)
+
+    def _keep_aside(self, row: AsideRow) -> None:
+        """Tell the journal of items of which nothing else is open: it serves them no more, and keeps them.
+
+        Segments can be read again by their number; refused alarms and notes stay where they can be found again.
+        """
+        if row.cause in PASSING:
+            return
+        refused = row.cause == "cloud-refused"  # the one gap cause that fits (DESIGN section 7)
+        items = self._deliveries.wholly_aside(row)
+        segments = [int(key) for kind, key in items if kind == SEGMENT]
+        broken = [int(key) for kind, key in items if kind == NOTE and not refused]
+        if segments or broken:
+            why = row.why if refused else f"{row.cause}: {row.why}"
+            self._journal.set_aside("cloud-refused", why, segments=segments, notes=broken)
 
     async def _renumber(self, why: str) -> None:
         """A new epoch: everything unacked goes out again under new numbers."""
@@ -433,12 +441,14 @@ class Sender:
         if not self._out.free:
             return HOUSEKEEPING_S
         now = self._clock.monotonic()
-        again, idle_s = self._next_resend(now)
+        again, idle_s = (None, LOOK_S) if self._out.spent_out else self._next_resend(now)
         if again is not None:
             self.counts.resent += 1
             await self._out.bulk_turn(again)
             self._task(self._out.transmit(again))
             return 0.0
+        if idle_s <= 0:
+            return HOUSEKEEPING_S
         if len(self._deliveries.sent) >= MOST_MESSAGES or self._deliveries.octets >= MOST_OCTETS:
             return idle_s
         draft = await self._next_note()
@@ -460,15 +470,15 @@ class Sender:
         return 0.0
 
     def _next_resend(self, now: float) -> tuple[Sent | None, float]:
-        """The first bulk message that is due again, or for how long none is."""
+        """The first bulk message that is due again, or for how long none is (0 = one is, and may not leave yet)."""
         soonest = now + LOOK_S
         for sent in self._deliveries.sent.values():
             if sent.lane == "alarms" or sent.in_flight:
                 continue
-            if not self._out.may_leave(sent):
-                continue
             if sent.due > now:
                 soonest = min(soonest, sent.due)
+            elif not self._out.may_leave(sent):
+                return None, 0.0  # nothing may follow it until what is under way is through
             elif sent.published and self._unheard_resends >= UNHEARD_RESENDS:
                 # nobody answers: a few now and then are enough to notice when somebody does again
                 if now < self._rest_until:
@@ -542,18 +552,23 @@ class Sender:
             self._looked = now
             await self._look_for_alarms()
         await self._watch_acks(now)
-        if now - self._swept > RETRY_ASIDE_S:
+        if now - self._swept > SWEEP_S:
             self._swept = now
             await self._sweep()
-        before = int(self._clock.now() - RETRY_ASIDE_S * self._clock.speed)
-        if refs := self._deliveries.retry(before):
+        if refs := self._deliveries.retry(self._clock.now()):
             self._again(refs)
 
     async def _look_for_alarms(self) -> None:
         """Alarms that the journal holds and that are not under way."""
         self._alarms.missed = False
         limit = ALARMS_LOOKED_AT + self._deliveries.open_alarms()
-        self._alarms.found(await self._build(self._journal.alarms_waiting, limit))
+        found = await self._build(self._journal.alarms_waiting, limit)
+        late = [
+            (ALARM, alarm.id) for alarm in found if self._deliveries.released((ALARM, alarm.id))
+        ]
+        if late:  # acked before the journal had committed them
+            self._release(late)
+        self._alarms.found(found)
 
     async def _watch_acks(self, now: float) -> None:
         """Publishing works and nobody answers: make connection and subscription anew. Also single messages."""

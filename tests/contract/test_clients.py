@@ -324,7 +324,7 @@ async def test_limits_of_the_broker_are_known(places: Callable[..., Place]) -> N
     [
         ({"ca_file": "/nonexistent/ca.pem"}, "nonexistent|Invalid|IO"),
         ({"cert_file": "/nonexistent/c.pem"}, "nonexistent"),
-        ({"ca_file": ""}, "certificate|CERTIFICATE"),
+        ({"ca_file": ""}, "certificate|CERTIFICATE|TLS"),
     ],
 )
 @pytest.mark.parametrize("kind", ["mtls", "aws"])

@@ -245,13 +245,14 @@ class Uplinked:
             if name in options
         }
         batch_ms = options.pop("batch_ms", 100)
+        clock = options.pop("clock", None)
         self.folder = folder
         self.config = Config(
             gateway=Gateway(id=DCU, data_dir=str(folder / "data"), timezone="Asia/Kolkata"),
             uplink=Uplink(url=url, **options),
             alarms=Alarms(batch_ms=batch_ms),
         )
-        self.clock = SystemClock()
+        self.clock = clock or SystemClock()
         self.journal = Journal.open(folder / "data" / "journal.db", clock=self.clock)
         self.aside: list[tuple[int, str, str]] = []
         self.commands: list[tuple[str, bytes]] = []
@@ -290,11 +291,12 @@ class Uplinked:
 
     @property
     def drained(self) -> bool:
-        return (
-            not self.journal.segments(0, limit=1)
-            and not self.journal.alarms_waiting(1)
-            and not self.journal.notes_waiting(0, 1)
-            and not self.sender.status().unacked
+        """Nothing waits but what stands aside."""
+        waiting = [("s", s.id) for s in self.journal.segments(0)]
+        waiting += [("a", a.id) for a in self.journal.alarms_waiting()]
+        waiting += [("n", n.id) for n in self.journal.notes_waiting()]
+        return not self.sender.status().unacked and all(
+            self.sender._deliveries.covered(item) is None for item in waiting
         )
 
     @property

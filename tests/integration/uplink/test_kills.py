@@ -69,8 +69,11 @@ def test_nothing_durable_is_lost_over_kills(
         cloud.redrive()
         return process.poll() is not None
 
-    eventually_sync(ended, 40)
-    out, err = process.communicate()
+    try:
+        eventually_sync(ended, 40)
+    finally:
+        process.kill()
+        out, err = process.communicate()
     assert "drained" in out, err
     assert len(durable) > 300
     assert len(alarms) > 20

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edge_core.clock import SystemClock
 from edge_core.domain import Column, Layout, make_alarm
 from edge_core.uplink.outbox import RANGE
 from tests.conftest import Mosquitto, eventually, free_port
@@ -91,6 +92,21 @@ async def test_rejected_messages_stand_aside_until_a_late_ack(cloud: Cloud, upli
 def await_aside(box: Uplinked) -> bool:
     box.journal.flush().result(5)
     return [(a.what, a.cause) for a in box.journal.aside()] == [("segment", "cloud-refused")]
+
+
+async def test_a_refused_message_whose_later_ack_was_lost_is_tried_again(
+    cloud: Cloud, uplink: Make
+) -> None:
+    now = SystemClock().now()
+    box = uplink(clock=SystemClock(now, now, 20_000.0)).start()  # six hours in a second
+    cloud.misbehave = {"reject": 1.0}
+    box.append(block(1))
+    box.journal.alarm(gasp(1))
+    await eventually(lambda: box.sender.status().aside == 2)
+    cloud.misbehave = {}
+    await eventually(lambda: box.drained and box.sender.status().aside == 0)
+    assert cloud.cells == cells(block(1))
+    assert list(cloud.alarms) == [gasp(1).id]
 
 
 async def test_acks_of_other_epochs_free_nothing(cloud: Cloud, uplink: Make) -> None:
