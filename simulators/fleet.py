@@ -158,12 +158,12 @@ class Fleet:
             yield [u.id, u.line, u.model, u.address, "", ""]
 
     def _lines_toml(self) -> str:
-        lines: dict[str, str] = {}
+        lines: dict[str, tuple[str, str]] = {}
         for m in self.all():
-            lines.setdefault(m.line, m.framing)
+            lines.setdefault(m.line, (getattr(m, "transport", "tcp"), m.framing))
         return "".join(
-            f'[[lines]]\nid = "{name}"\ntransport = "tcp"\nframing = "{framing}"\n\n'
-            for name, framing in lines.items()
+            f'[[lines]]\nid = "{name}"\ntransport = "{transport}"\nframing = "{framing}"\n\n'
+            for name, (transport, framing) in lines.items()
         )
 
     # --- orders
@@ -403,6 +403,11 @@ class Fleet:
             ("model", group.model, LAYOUTS),
             ("security", group.security, SECURITIES),
             ("framing", group.framing, ("wrapper", "hdlc")),
+            (
+                "transport",
+                group.transport,
+                ("tcp", "udp") if group.framing == "wrapper" else ("tcp",),
+            ),
             *(("quirks", quirk, QUIRKS) for quirk in group.quirks),
         ]
         for key, value, known in checks:
@@ -429,6 +434,7 @@ class Fleet:
                         layout, FIRST_SERIAL + index, index, self.spec.seed, born, group.zone
                     ),
                     framing=group.framing,
+                    transport=group.transport,
                     max_pdu=group.pdu,
                     quirks=frozenset(group.quirks),
                     host=self.spec.host,

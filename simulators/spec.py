@@ -27,6 +27,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         model: is15959-3ph or idis.
         security: none, lls, hls2 or hls5.
         framing: wrapper or hdlc.
+        transport: tcp, or udp for the wrapper.
         pdu: largest APDU of the meter, octets.
         quirks: see simulators.dlms.meter.QUIRKS.
         zone: IANA name or minutes east of UTC; "" = the model's.
@@ -37,6 +38,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     model: str = "is15959-3ph"
     security: str = "hls5"
     framing: str = "wrapper"
+    transport: str = "tcp"
     id: str = ""
     pdu: int = 1024
     quirks: tuple[str, ...] = ()

@@ -77,6 +77,11 @@ class SerialStream:
         self._port.reset_input_buffer()
         self._loop.add_reader(self._fd, self._readable)
 
+    @property
+    def baudrate(self) -> int:
+        """Bits per second."""
+        return int(self._port.baudrate)
+
     def write(self, octets: bytes) -> None:
         """See Stream.write."""
         if self._ended is not None:

@@ -1,4 +1,4 @@
-"""The sockets of the simulated DLMS meters: one listening TCP port (or address) a meter, any number of connections.
+"""The sockets of the simulated DLMS meters: one listening TCP or UDP port (or address) a meter, any number of connections.
 
 Answers leave through `_Line.send`, where the faults of the line live. No task per connection: a meter answers inside
 `data_received`, which keeps thousands of meters in one process cheap. Only `slow` uses timers.
@@ -139,18 +139,57 @@ class HdlcLine(_Line):
             self.hang_up()
 
 
+class DatagramLine(asyncio.DatagramProtocol):
+    """The wrapper over UDP: one WPDU a datagram; associations belong to the sender's address."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self._sessions: dict[tuple[object, int], Session] = {}
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        meter = self.meter
+        if len(data) < HEADER or meter.has("silent") or meter.device.off_since is not None:
+            return
+        version, source, target, size = struct.unpack_from(">HHHH", data)
+        if version != 1 or target != 1 or size != len(data) - HEADER or self._transport is None:
+            return
+        key = (addr, source)
+        if key not in self._sessions:
+            if len(self._sessions) >= 64:
+                del self._sessions[next(iter(self._sessions))]
+            self._sessions[key] = Session(meter, source)
+        try:
+            answer = self._sessions[key].handle(data[HEADER:])
+        except Refused:
+            del self._sessions[key]
+            return
+        self._transport.sendto(wrap(target, source, answer), addr)
+
+
 class Lines:
     """All listening sockets of the fleet's DLMS meters."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
         self._servers: list[asyncio.Server] = []
+        self._datagrams: list[asyncio.BaseTransport] = []
         self._live: set[_Line] = set()
 
     async def open(self, meter: Meter, port: int) -> None:
         """Listen for one meter at `meter.host`; port 0 = a free one, which is then in `meter.port`."""
         kind = HdlcLine if meter.framing == "hdlc" else WrapperLine
         loop = asyncio.get_running_loop()
+        if meter.transport == "udp":
+            transport, _ = await loop.create_datagram_endpoint(
+                lambda: DatagramLine(meter), local_addr=(meter.host, port)
+            )
+            meter.port = transport.get_extra_info("sockname")[1]
+            self._datagrams.append(transport)
+            return
         server = await loop.create_server(
             lambda: kind(meter, self._rng, self._live), meter.host, port, backlog=16
         )
@@ -163,4 +202,8 @@ class Lines:
             server.close()
         for line in list(self._live):
             line.abort()
+        for transport in self._datagrams:
+            transport.close()
+        if self._datagrams:
+            await asyncio.sleep(0)  # the loop closes the sockets in its next turn
         self._servers.clear()

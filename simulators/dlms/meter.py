@@ -52,6 +52,7 @@ class Meter:
         id: the utility's meter number.
         index: position in the fleet, and which load curve.
         framing: wrapper or hdlc.
+        transport: tcp or udp.
         hdlc: logical and physical server address.
         contacts: associations of the management client that were completed.
         sent_gasps: datagrams of last gasps, for replays.
@@ -68,6 +69,7 @@ class Meter:
     record: Record
     device: Device
     framing: str = "wrapper"
+    transport: str = "tcp"
     hdlc: tuple[int, int] = (1, 17)
     max_pdu: int = 1024
     quirks: frozenset[str] = frozenset()

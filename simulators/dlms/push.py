@@ -166,6 +166,6 @@ def _send(meter: Meter, scheme: str, place: tuple[str, int], frames: list[bytes]
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
         # the meter's own address; made and given back at once, for there are thousands of meters
-        line.bind((meter.host, meter.port))
+        line.bind((meter.host, meter.port if meter.transport == "tcp" else 0))
         for frame in frames:
             line.sendto(frame, place)

@@ -1,9 +1,10 @@
-"""APDUs over a byte stream: the wrapper, or HDLC, one request and one answer at a time, each wait bounded.
+"""APDUs over a line: the wrapper by TCP or UDP, or HDLC, one request and one answer at a time, each wait bounded.
 
 Invariants: an answer comes from the address that was asked and goes to the client that asked; whatever else comes
-(pushes on the same connection, other stations of a bus) is passed over, MAX_STRAYS times at most. After any error the
-stream is out of step: it must be closed. Silence is counted from the last octet that came, the whole exchange has a
-limit of its own, so that a meter that dribbles octets for ever ends too.
+(pushes on the same connection, other stations of a bus, echoes) is passed over, MAX_STRAYS times at most. After any
+error the stream is out of step: it must be closed. Silence is counted from the last octet that came, on a serial line
+from the last octet that left us; the whole exchange has a limit of its own, so that a meter that dribbles octets for
+ever ends too. On a serial line nothing is sent before the line was quiet for the turnaround time.
 
 Errors: `TimeoutError` and other `OSError`s of the stream, `MalformedFrame`.
 """
@@ -15,7 +16,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edge_core.errors import MalformedFrame, ProtocolError
-from edge_core.protocols.dlms.wrapper import WrapperReader, wrap
+from edge_core.protocols.dlms.wrapper import Wpdu, WrapperReader, parse_datagram, wrap
 from edge_core.protocols.hdlc.frame import client_address, server_address
 from edge_core.protocols.hdlc.link import Closed, Connected, Event, Link, Received, Waiting
 from edge_core.protocols.hdlc.parameters import Parameters
@@ -94,8 +95,51 @@ class WrapperChannel:
         await self._stream.close()
 
 
+class DatagramChannel:
+    """Wrapper over UDP: one WPDU a datagram. Nothing is sent again here: a sealed request must not come twice."""
+
+    def __init__(self, stream: Stream, client: int, server: int) -> None:
+        self._stream, self._client, self._server = stream, client, server
+        self.heard = 0
+
+    async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
+        if apdu:
+            self._stream.write(wrap(self._client, self._server, apdu))
+        deadline = _Deadline(silence_s, whole_s)
+        self.heard = 0
+        for _ in range(MAX_STRAYS):
+            datagram = await self._stream.read(deadline.wait_s())
+            self.heard += len(datagram)
+            wpdu = self._ours(datagram)
+            if wpdu is not None:
+                return wpdu.apdu
+        raise MalformedFrame(f"{MAX_STRAYS} datagrams, none of them an answer")
+
+    def _ours(self, datagram: bytes) -> Wpdu | None:
+        """The answer that a datagram is; late ones, pushes and what is no WPDU are passed over."""
+        try:
+            wpdu = parse_datagram(datagram)
+        except MalformedFrame:
+            return None
+        mine = wpdu.source == self._server and wpdu.destination == self._client
+        return wpdu if mine else None
+
+    async def close(self) -> None:
+        await self._stream.close()
+
+
 class HdlcChannel:
-    """HDLC over TCP or a serial line."""
+    """HDLC over TCP or a serial line.
+
+    Args:
+        stream: the line.
+        client: client SAP.
+        logical: upper HDLC address of the meter.
+        physical: lower HDLC address, None without.
+        max_apdu: longest APDU that is put together.
+        turnaround_s: quiet time on the line before we send.
+        character_s: time of one octet on the wire; 0 where octets take none that counts.
+    """
 
     def __init__(
         self,
@@ -105,8 +149,12 @@ class HdlcChannel:
         physical: int | None,
         max_apdu: int,
         turnaround_s: float = 0.0,
+        character_s: float = 0.0,
     ) -> None:
         self._stream, self._turnaround_s = stream, turnaround_s
+        self._character_s = character_s
+        self._quiet_from = asyncio.get_running_loop().time()
+        self._leaves_s = 0.0
         self._link = Link(
             client_address(client),
             server_address(logical, physical),
@@ -158,10 +206,14 @@ class HdlcChannel:
 
     async def _flush(self) -> None:
         octets = self._link.outgoing()
-        if octets:
-            if self._turnaround_s:
-                await asyncio.sleep(self._turnaround_s)
-            self._stream.write(octets)
+        if not octets:
+            return
+        loop = asyncio.get_running_loop()
+        if self._turnaround_s:
+            await asyncio.sleep(self._quiet_from + self._turnaround_s - loop.time())
+        self._stream.write(octets)
+        self._leaves_s = len(octets) * self._character_s
+        self._quiet_from = loop.time() + self._leaves_s
 
     async def _next(
         self, silence_s: float, whole_s: float, retries: int = HDLC_SILENCE_RETRIES
@@ -170,13 +222,15 @@ class HdlcChannel:
         deadline = _Deadline(silence_s, whole_s)
         while not self._events:
             try:
-                octets = await self._stream.read(deadline.wait_s())
+                octets = await self._stream.read(deadline.wait_s() + self._leaves_s)
             except TimeoutError:
                 if retries <= 0:
                     raise
                 retries -= 1
                 self._link.repeat()
             else:
+                self._quiet_from = asyncio.get_running_loop().time()
+                self._leaves_s = max(0.0, self._leaves_s - len(octets) * self._character_s)
                 self.heard += len(octets)
                 self._events.extend(self._link.feed(octets))
             await self._flush()

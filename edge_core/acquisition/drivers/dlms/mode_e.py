@@ -56,10 +56,10 @@ async def _identification(stream: SerialStream) -> bytes:
     while b"\n" not in (line := came.removeprefix(b"/?!\r\n")):
         if len(came) > MAX_IDENTIFICATION:
             raise MalformedFrame(f"an identification of more than {MAX_IDENTIFICATION} octets")
-        left = end - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise TimeoutError("no whole identification to the sign-on at 300 baud")
-        came += await stream.read(left)
+        try:
+            came += await stream.read(end - asyncio.get_running_loop().time())
+        except TimeoutError:
+            raise TimeoutError("no whole identification to the sign-on at 300 baud") from None
     return line
 
 

@@ -17,7 +17,11 @@ import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from edge_core.acquisition.drivers.dlms.channel import HdlcChannel, WrapperChannel
+from edge_core.acquisition.drivers.dlms.channel import (
+    DatagramChannel,
+    HdlcChannel,
+    WrapperChannel,
+)
 from edge_core.config.values import parse_address
 from edge_core.errors import (
     CounterExhausted,
@@ -52,7 +56,7 @@ from edge_core.protocols.dlms.security import (
     SecurityContext,
 )
 from edge_core.protocols.dlms.states import State
-from edge_core.transports import tcp
+from edge_core.transports import tcp, udp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,9 +69,12 @@ if TYPE_CHECKING:
     from edge_core.transports.stream import Stream
 
 T = TypeVar("T")
+AnyChannel = WrapperChannel | HdlcChannel | DatagramChannel
 
 SILENCE_S: Final = 10.0
 """Longest silence after a request, where the line says nothing else."""
+SERIAL_SILENCE_S: Final = 3.0
+"""The same on a serial line, after our last octet has left: a silent meter keeps the others of the bus waiting."""
 WHOLE_S: Final = 60.0
 """Longest time that one answer may take to arrive whole."""
 RELEASE_S: Final = 2.0
@@ -114,7 +121,7 @@ class Session:
     ) -> None:
         self.meter, self.line, self.model = meter, line, model
         self._keys, self._counters, self._tracer = keys, counters, tracer
-        self._channel: WrapperChannel | HdlcChannel | None = None
+        self._channel: AnyChannel | None = None
         self._reserved = 0
         self._marked: tuple[str, bytes, str] | None = None
         self._opening: Association | None = None
@@ -123,7 +130,11 @@ class Session:
             meter.address, transport=line.transport, framing=line.framing, shared=line.address
         )
         self.place = f"{line.id}, {line.transport} {self.address}"
-        self.silence_s = line.timeout_s or SILENCE_S
+        serial = line.transport == "serial"
+        self.silence_s = line.timeout_s or (SERIAL_SILENCE_S if serial else SILENCE_S)
+        bits = 9 + line.stopbits + (line.parity != "N" and not line.mode_e)
+        self._character_s = bits / line.baudrate if serial else 0.0
+        self._whole_s = WHOLE_S + model.association.max_pdu_size * self._character_s
         self.foreign_counter: tuple[int, int] | None = None
         security = meter.security or model.association.security
         self.mechanism = _MECHANISMS[security]
@@ -257,7 +268,7 @@ class Session:
 
     # --- the line
 
-    async def _connect(self, client: int) -> WrapperChannel | HdlcChannel:
+    async def _connect(self, client: int) -> AnyChannel:
         """Open the line for a client SAP."""
         await self._close_channel()
         with self.step("connect"):
@@ -271,6 +282,7 @@ class Session:
                     self.address.physical,
                     max(limit, 0xFFFF),
                     self.line.turnaround_ms / 1000,
+                    self._character_s,
                 )
                 self._channel = hdlc
                 await hdlc.connect(self.silence_s)
@@ -278,7 +290,8 @@ class Session:
                 server = self.address.logical if self.address.logical is not None else 1
                 if server == 1:
                     server = self.model.association.server
-                self._channel = WrapperChannel(stream, client, server)
+                kind = DatagramChannel if self.line.transport == "udp" else WrapperChannel
+                self._channel = kind(stream, client, server)
         return self._channel
 
     async def _stream(self) -> Stream:
@@ -286,7 +299,9 @@ class Session:
         if line.transport == "serial" and line.mode_e:
             from edge_core.acquisition.drivers.dlms.mode_e import sign_on
 
-            return await sign_on(line, self._tracer)
+            optical = await sign_on(line, self._tracer)
+            self._character_s = (9 + line.stopbits) / optical.baudrate
+            return optical
         if line.transport == "serial":
             from edge_core.transports.serial import SerialStream
 
@@ -295,6 +310,13 @@ class Session:
                 baudrate=line.baudrate,
                 parity=line.parity,
                 stopbits=line.stopbits,
+                tracer=self._tracer,
+            )
+        if line.transport == "udp":
+            return await udp.connect(
+                self.address.host,
+                self.address.port,
+                timeout_s=min(tcp.CONNECT_TIMEOUT_S, self.silence_s),
                 tracer=self._tracer,
             )
         return await tcp.connect(
@@ -324,16 +346,14 @@ class Session:
             raise LineSilent(self.meter.id, self.place, during, "the line is closed")
         return await self._pump(channel, exchange, during)
 
-    async def _pump(
-        self, channel: WrapperChannel | HdlcChannel, exchange: Exchange[T], during: str
-    ) -> T:
+    async def _pump(self, channel: AnyChannel, exchange: Exchange[T], during: str) -> T:
         with self.step(during, channel):
             try:
                 if self._reserved:
                     await self._reserve(during)
                 request = next(exchange)
                 while True:
-                    reply = await channel.exchange(request, self.silence_s, WHOLE_S)
+                    reply = await channel.exchange(request, self.silence_s, self._whole_s)
                     if self._reserved:
                         await self._reserve(during)
                     request = exchange.send(reply)
@@ -458,9 +478,7 @@ class Session:
     # --- errors
 
     @contextlib.contextmanager
-    def step(
-        self, during: str, channel: WrapperChannel | HdlcChannel | None = None
-    ) -> Iterator[None]:
+    def step(self, during: str, channel: AnyChannel | None = None) -> Iterator[None]:
         """Turn what goes wrong in a step into a MeterError that names meter, line, step and cause."""
         try:
             yield
@@ -473,7 +491,7 @@ class Session:
         self,
         during: str,
         cause: OSError | ProtocolError,
-        channel: WrapperChannel | HdlcChannel | None = None,
+        channel: AnyChannel | None = None,
     ) -> MeterError:
         """The MeterError that tells a field engineer what went wrong in a step."""
         meter, place, name = self.meter.id, self.place, self.meter.id

@@ -1,0 +1,205 @@
+"""The lines that DLMS meters hang on: serial buses, optical heads, UDP, against simulated meters on real ttys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_core.acquisition.drivers import ProfileRequest
+from edge_core.config.schema import Line
+from edge_core.errors import LineSilent, MeterError
+from simulators.dlms.bus import SerialBus
+from simulators.dlms.meter import Meter
+from tests.integration.dlms.conftest import Bench, rows_of, truth_of
+
+Make = Callable[..., Awaitable[Bench]]
+
+
+@contextlib.asynccontextmanager
+async def plugged(bus: SerialBus) -> AsyncIterator[str]:
+    device = await bus.open()
+    try:
+        yield device
+    finally:
+        await bus.close()
+
+
+def serial(device: str, **more: Any) -> Line:
+    return Line(id="bus-1", transport="serial", framing="hdlc", device=device, **more)
+
+
+async def last_rows(b: Bench, meter: Meter, line: Line, rows: int = 8) -> None:
+    """Read the newest rows of a meter and compare them with what it holds."""
+    since = truth_of(meter, "interval")[-rows][0]
+    driver = b.driver(meter, line=line, address=f"{meter.hdlc[0]}.{meter.hdlc[1]}")
+    try:
+        blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+    finally:
+        await driver.close()
+    assert rows_of(blocks) == truth_of(meter, "interval", since)
+
+
+async def bench_of(bench: Make, count: int) -> Bench:
+    b = await bench(framing="hdlc", count=count)
+    for number, meter in enumerate(b.fleet.dlms):
+        meter.hdlc = (1, 17 + number)
+        meter.freeze()
+    return b
+
+
+@pytest.mark.parametrize("echo", [False, True])
+async def test_meters_of_a_bus_in_turn(bench: Make, echo: bool) -> None:
+    b = await bench_of(bench, 4)
+    bus = SerialBus(b.fleet.dlms, baud=115_200, echo=echo)
+    async with plugged(bus) as device:
+        for _ in range(2):
+            for meter in b.fleet.dlms:
+                await last_rows(b, meter, serial(device, baudrate=115_200, echo=echo))
+    assert bus.collisions == 0
+
+
+async def test_an_echo_of_a_client_with_the_address_of_the_meter(bench: Make) -> None:
+    """IDIS: client 1 and logical device 1 have the same address octet, so the echo looks like an answer."""
+    b = await bench(framing="hdlc", model="idis")
+    b.meter.hdlc = (1, 0)
+    b.meter.freeze()
+    bus = SerialBus([b.meter], echo=True)
+    async with plugged(bus) as device:
+        since = truth_of(b.meter, "interval")[-8][0]
+        driver = b.driver(line=serial(device), address="1")
+        blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+        await driver.close()
+    assert rows_of(blocks) == truth_of(b.meter, "interval", since)
+
+
+async def test_the_line_is_quiet_before_we_speak(bench: Make) -> None:
+    b = await bench_of(bench, 1)
+    bus = SerialBus(b.fleet.dlms, baud=115_200)
+    async with plugged(bus) as device:
+        await last_rows(b, b.meter, serial(device, baudrate=115_200, turnaround_ms=15))
+    assert 0.015 <= bus.quiet_s < 1.0
+    assert bus.collisions == 0
+
+
+async def test_a_silent_meter_of_a_bus_costs_a_bounded_time(bench: Make) -> None:
+    b = await bench_of(bench, 2)
+    dead, alive = b.fleet.dlms
+    dead.faults.begin("silent", float("inf"))
+    bus = SerialBus(b.fleet.dlms)
+    loop = asyncio.get_running_loop()
+    async with plugged(bus) as device:
+        line = serial(device, timeout_s=0.2)
+        began = loop.time()
+        with pytest.raises(LineSilent) as silent:
+            await last_rows(b, dead, line)
+        assert loop.time() - began < 3.0
+        assert silent.value.meter == dead.id
+        await last_rows(b, alive, line)
+    assert bus.collisions == 0
+
+
+@pytest.mark.parametrize("speed", ["3", "5", "6"])
+async def test_an_optical_head_signs_on_at_every_visit(bench: Make, speed: str) -> None:
+    """300 baud 7E1, then the speed that the meter names; the head echoes; after DISC it starts anew."""
+    b = await bench_of(bench, 1)
+    bus = SerialBus(b.fleet.dlms, echo=True, mode_e=speed)
+    async with plugged(bus) as device:
+        for _ in range(2):
+            await last_rows(b, b.meter, serial(device, mode_e=True, echo=True))
+
+
+async def test_an_optical_head_without_a_meter(bench: Make) -> None:
+    b = await bench_of(bench, 1)
+    bus = SerialBus([])
+    async with plugged(bus) as device:
+        with pytest.raises(LineSilent, match="sign-on"):
+            await last_rows(b, b.meter, serial(device, mode_e=True))
+
+
+async def test_a_line_is_opened_again_by_its_stable_path(bench: Make, tmp_path: Path) -> None:
+    """The adapter is pulled out in the middle and comes back under another tty."""
+    b = await bench_of(bench, 1)
+    stable = str(tmp_path / "by-path")
+    line = serial(stable, baudrate=9600)
+    bus = SerialBus(b.fleet.dlms, baud=9600, path=stable)
+    device = await bus.open()
+    assert device == stable
+    first = Path(stable).readlink()
+    driver = b.driver(line=line, address="1.17")
+    reading = asyncio.create_task(driver.read_profile(ProfileRequest("interval")))
+    async with asyncio.timeout(10):
+        while bus.octets < 1500:
+            await asyncio.sleep(0.01)
+    await bus.close()
+    with pytest.raises(LineSilent) as gone:
+        await reading
+    assert "gone" in gone.value.cause
+    await driver.close()
+    with pytest.raises(LineSilent, match="cannot be opened"):
+        await last_rows(b, b.meter, line)
+    hold = SerialBus([])  # takes the old number, so that the new one differs
+    await hold.open()
+    again = SerialBus(b.fleet.dlms, path=stable)
+    await again.open()
+    try:
+        assert Path(stable).readlink() != first
+        await last_rows(b, b.meter, line)
+    finally:
+        await again.close()
+        await hold.close()
+
+
+async def test_two_speakers_never_share_a_port(bench: Make) -> None:
+    b = await bench_of(bench, 2)
+    bus = SerialBus(b.fleet.dlms, baud=9600)
+    async with plugged(bus) as device:
+        first = b.driver(b.fleet.dlms[0], line=serial(device), address="1.17")
+        await first.identify()
+        with pytest.raises(LineSilent, match="in use by another program"):
+            await last_rows(b, b.fleet.dlms[1], serial(device))
+        await first.close()
+        await last_rows(b, b.fleet.dlms[1], serial(device), 1)
+    assert bus.collisions == 0
+
+
+# --- UDP
+
+
+def udp() -> Line:
+    return Line(id="feeder-1", transport="udp", framing="wrapper", timeout_s=0.5)
+
+
+@pytest.mark.parametrize("security", ["lls", "hls2", "hls5"])
+async def test_the_wrapper_by_datagrams(bench: Make, security: str) -> None:
+    b = await bench(transport="udp", security=security)
+    b.meter.freeze()
+    driver = b.driver(line=udp())
+    blocks = list(await driver.read_profile(ProfileRequest("interval")))
+    await driver.close()
+    assert rows_of(blocks) == truth_of(b.meter, "interval")
+
+
+async def test_a_meter_that_takes_datagrams_and_says_nothing(bench: Make) -> None:
+    b = await bench(transport="udp")
+    b.meter.faults.begin("silent", float("inf"))
+    driver = b.driver(line=udp())
+    with pytest.raises(LineSilent, match="no answer within"):
+        await driver.identify()
+    await driver.close()
+
+
+async def test_nobody_listens_for_datagrams(bench: Make) -> None:
+    b = await bench()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = b.driver(line=udp(), address=f"127.0.0.1:{port}")
+    with pytest.raises(MeterError, match="refused"):
+        await driver.identify()
+    await driver.close()
