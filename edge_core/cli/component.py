@@ -28,7 +28,7 @@ def component() -> None:
     "--architecture",
     "architectures",
     multiple=True,
-    type=click.Choice(["amd64", "aarch64", "arm"]),
+    type=click.Choice(["amd64", "aarch64"]),
     help="Of the boxes, as Greengrass names it; again for more. Default: this machine's.",
 )
 @click.option(
@@ -41,7 +41,7 @@ def component() -> None:
 @click.option(
     "--wheels",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A folder of wheels of your own, for architectures that lack some (arm).",
+    help="A folder of wheels of your own, taken by name and version before those of the lock file.",
 )
 @click.option(
     "--model",

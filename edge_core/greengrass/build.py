@@ -53,7 +53,7 @@ ANOMALY_MODEL = "io.opendcu.AnomalyModel"
 MODEL_FILES = ("model.onnx", "model.json", "model.sig")
 NAMES = (*EXTRAS, ANOMALY_MODEL)
 
-MACHINES = {"amd64": "x86_64", "aarch64": "aarch64", "arm": "armv7l"}
+MACHINES = {"amd64": "x86_64", "aarch64": "aarch64"}  # awscrt has wheels for these alone
 GLIBC = range(28, 16, -1)  # boxes have glibc 2.28 or newer
 
 DESK_ONLY = {  # modules that need the simulators or the desk's tools
@@ -236,7 +236,7 @@ class Builder:
     def _model_folder(self) -> Path | None:
         if self.model is not None:
             return self.model
-        own = self.root / "edge_core" / "detector" / "model"
+        own = self.root / "edge_core" / "detector" / "builtin"
         return own if (own / "model.json").exists() else None
 
     def _fill_model(self, folder: Path) -> None:
