@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from edge_core.cli.detector_model import evaluate, inject, train, verify
 from edge_core.cli.main import json_option
 from edge_core.health.words import columns
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def model() -> None:
-    """Meter models: what a kind of meter speaks, as TOML.
+    """Meter models: what a kind of meter speaks, as TOML; and the model that finds anomalies.
 
     A new meter needs no code: copy the nearest model, name your document in `source`, and try it with
     `opendcu read METER`. `model = "./mine.toml"` in [[meters]] uses a file beside gateway.toml.
+
+    The detector's model is a signed directory with model.onnx, model.json and model.sig: train, evaluate, inject, verify.
     """
 
 
@@ -112,3 +115,7 @@ def check(file: str, *, as_json: bool) -> int:
             f"{file}: no mistakes: {row['maker']} {', '.join(row['families'])}, {row['protocol']}, {row['reads']}"
         )
     return 0
+
+
+for command in (train, evaluate, inject, verify):
+    model.add_command(command)

@@ -480,8 +480,12 @@ def _check_tables(tables: dict[str, Any], findings: Findings, file: str, folder:
             findings.mistake(file, "push", "listen", f'"{url}" is no udp:// or tcp:// address')
         else:
             _endpoint(place, findings, file, "push", "listen")
-    if (detector := tables.get("detector")) and detector.model != "builtin":
-        tables["detector"] = msgspec.structs.replace(detector, model=str(folder / detector.model))
+    if detector := tables.get("detector"):
+        if detector.model != "builtin":
+            detector = msgspec.structs.replace(detector, model=str(folder / detector.model))
+        if detector.shadow:
+            detector = msgspec.structs.replace(detector, shadow=str(folder / detector.shadow))
+        tables["detector"] = detector
     if console := tables.get("console"):
         host = _endpoint(console.listen, findings, file, "console", "listen")
         if console.token and not console.token.startswith(("file:", "env:")):

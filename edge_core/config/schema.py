@@ -382,9 +382,13 @@ class Detector(_Table, frozen=True, kw_only=True):
 
     Attributes:
         model: builtin, or the path of a directory with model.onnx, model.json and model.sig.
+        shadow: path of another such directory, which scores beside it: its findings are marked, nobody is sent out.
+        false_alarms: per meter-month, those that this site accepts; picks the threshold out of the model's.
     """
 
     model: str = "builtin"
+    shadow: str = ""
+    false_alarms: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02
 
 
 class Console(_Table, frozen=True, kw_only=True):

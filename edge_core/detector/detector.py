@@ -18,6 +18,7 @@ import logging
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -25,7 +26,9 @@ from edge_core.detector import evidence as rows_evidence
 from edge_core.detector import rules
 from edge_core.detector.collect import Collector, oldest_day
 from edge_core.detector.days import Calendar, name_of
-from edge_core.detector.history import GROUP, Store
+from edge_core.detector.history import Store
+from edge_core.detector.model import BUILTIN, ModelRefused, load, trusted_keys
+from edge_core.detector.replay import CONSUMPTION
 from edge_core.detector.scorer import ChildFailed, in_child
 from edge_core.detector.watch import Watch
 from edge_core.errors import JournalError
@@ -53,7 +56,12 @@ MAX_SCORED_DAYS = 100
 FINDINGS = metrics.counter(
     "opendcu_detector_findings_total", "Findings told, by kind; revisions count.", ("kind",)
 )
-DAYS = metrics.counter("opendcu_detector_meter_days_total", "Days of meters that were scored.")
+DAYS = metrics.counter("opendcu_detector_meter_days_total", "Days of meters that the model scored.")
+SCORES = metrics.gauge(
+    "opendcu_detector_score_ratio",
+    "Quantiles of the last day's scores: they drift when the model no longer fits.",
+    ("quantile",),
+)
 CHILD = metrics.gauge(
     "opendcu_detector_child_memory_bytes", "Proportional set size of the last scoring child."
 )
@@ -74,7 +82,8 @@ class Detector:
         self._directory = DataDirectory(config.gateway.data_dir)
         self._grace_s = grace_s(config.schedule.interval_reads)
         self._stop = threading.Event()
-        self._scaled_clock = max(1.0, clock.speed)
+        self._speed = max(1.0, clock.speed)
+        self._complaints: dict[str, str] = {}
 
     async def run(self) -> None:
         """Follow the journal until cancelled."""
@@ -95,7 +104,7 @@ class Detector:
                 await there(self._open)
                 while True:
                     await self._round(there)
-                    wait_s = LOOK_EVERY_S / self._scaled_clock
+                    wait_s = LOOK_EVERY_S / self._speed
                     await asyncio.sleep(min(LONGEST_ROUND_S, max(SHORTEST_ROUND_S, wait_s)))
                     committed.clear()
                     with contextlib.suppress(TimeoutError):
@@ -141,7 +150,6 @@ class Detector:
             for day, parts in json.loads(self._store.meta("pending", "{}")).items()
         }
         self._saved_at = self._clock.now()
-        self._told_missing = ""
         epoch = self._store.meta("epoch")
         if epoch != self._journal.epoch or self._cursor > self._journal.head():
             if epoch is not None:
@@ -275,32 +283,113 @@ class Detector:
     # ---- scoring and telling
 
     async def _score(self, there: Callable[..., Any], days: list[list[Any]]) -> None:
-        request = {"file": str(self._directory.detector), "days": days, "model": "", "keys": []}
+        request = {
+            "file": str(self._directory.detector),
+            "days": days,
+            "model": await there(self._model, self._config.detector.model, False),
+            "shadow": await there(self._model, self._config.detector.shadow, True),
+        }
         try:
             answer = await in_child(request)
         except (ChildFailed, OSError) as error:
             log.warning("detector: the scoring child failed: %s", error)
             return
+        for path, why in answer["errors"].items():
+            self._told_once(path, f"detector: only rules, no model: {why}")
         CHILD.set(answer["memory_mb"] * 1e6)
+        for quantile, value in answer["quantiles"].items():
+            SCORES.set(value / 1000, quantile)
         await there(self._judged, days, answer)
         await self._tell(there)
-        await there(self._scored, days)
+        await there(self._scored, days, answer)
+
+    def _model(self, name: str, shadow: bool) -> dict[str, Any]:
+        """A model directory for the child, its signature verified; empty when there is none that may be used.
+
+        Looked at before every scoring: another model is in use from the next day on, without a restart.
+        """
+        if not name:
+            return {}
+        directory = BUILTIN if name == "builtin" else Path(name)
+        try:
+            card, _ = load(directory, trusted_keys(self._config.commands.signers))
+        except ModelRefused as error:
+            self._told_once(name, f"detector: only rules, no model: {error}")
+            return {}
+        importance = card.data.get("importance", {})
+        return {
+            "onnx": str(directory / "model.onnx"),
+            "sha256": card.onnx_sha256,
+            "version": card.version,
+            "threshold": card.threshold(self._config.detector.false_alarms),
+            "smooth_days": card.smooth_days,
+            "typical": {k: v for k, v in card.typical.items() if k in importance},
+            "weights": importance,
+            "shadow": shadow,
+        }
+
+    def _told_once(self, about: str, text: str) -> None:
+        """One clear line, not one a day."""
+        if self._complaints.get(about) != text:
+            self._complaints[about] = text
+            log.warning(text)
 
     def _judged(self, days: list[list[Any]], answer: dict[str, Any]) -> None:
-        for day, number, kind, seen in answer["fired"]:
+        for day, number, kind, body in sorted(answer["fired"], key=lambda f: (f[0], f[1], f[2])):
+            if kind == CONSUMPTION:
+                self._consumption(day, number, body)
+                continue
             self._watch.fire(
                 number,
                 kind,
                 day,
                 version=answer["rules"],
-                explain={"why": rules.EXPLANATIONS[kind], "since": name_of(day), **seen},
+                explain={
+                    "why": rules.EXPLANATIONS[kind],
+                    "since": name_of(day - rules.BEGAN_DAYS.get(kind, 0)),
+                    **body,
+                },
+                since=day - rules.BEGAN_DAYS.get(kind, 0),
             )
         self._watch.quiet(days[-1][0])
 
-    def _scored(self, days: list[list[Any]]) -> None:
+    def _consumption(self, day: int, number: int, body: dict[str, Any]) -> None:
+        """What the model finds; a shadow's findings have a kind of their own, so that nobody is sent out for them."""
+        since = day - body["smooth_days"] + 1
+        explain = {
+            "why": "the pattern of consumption changed as it does with theft or a faulty meter",
+            "since": name_of(since),
+            "seen_wh": body["seen_wh"],
+            "expected_wh": body["expected_wh"],
+            "features": body["features"],
+        }
+        self._watch.fire(
+            number,
+            f"{CONSUMPTION}-shadow" if body["shadow"] else CONSUMPTION,
+            day,
+            version=body["model"],
+            score=body["score"],
+            threshold=body["threshold"],
+            explain=explain | ({"mode": "shadow"} if body["shadow"] else {}),
+            since=since,
+        )
+
+    def _scored(self, days: list[list[Any]], answer: dict[str, Any]) -> None:
         for day, parts in days:
-            self._pending.pop(day, None)
-            DAYS.inc(by=len(parts) * GROUP)
+            left = self._pending.get(day, set()) - set(parts)
+            if left:
+                self._pending[day] = left
+            else:
+                self._pending.pop(day, None)
+        DAYS.inc(by=answer["scored"])
+        self._store.begin()
+        try:
+            for day, part, scores in answer["scores"]:
+                self._store.put_scores(day, part, scores)
+            self._store.commit()
+        except BaseException:
+            self._store.rollback()
+            raise
         self._save()
 
     async def _tell(self, there: Callable[..., Any]) -> None:

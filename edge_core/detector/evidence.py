@@ -15,7 +15,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 NOMINAL_V = (63.5, 120.0, 230.0)
@@ -132,7 +132,7 @@ def _currents(rows: Rows, found: Any) -> None:
     pairs = [
         (v, a) for v, a in zip(rows.volts, rows.amps, strict=True) if v is not None and a is not None
     ]  # fmt: skip
-    if pairs:
+    if pairs and nominal(rows.volts) is not None:
         apparent = sum(v * np.abs(a) for v, a in pairs) * rows.seconds / 3600
         flowing = np.any([np.abs(a) > LOAD_A for _, a in pairs], axis=0) & (apparent > 50)
         counted = rows.wh if rows.export_wh is None else rows.wh + rows.export_wh

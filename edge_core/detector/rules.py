@@ -16,7 +16,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 VERSION = "rules-1"
@@ -25,6 +25,15 @@ RECENT_DAYS = 3
 NEEDED_DAYS = BASE_DAYS + RECENT_DAYS
 KNOWN_SLOTS = 44
 GOOD_BASE_DAYS = 14
+SPIKE_WH = 3_600
+"""In half an hour: 31 A at 230 V, more than a household keeps up."""
+
+BEGAN_DAYS = {
+    "stopped": RECENT_DAYS - 1,
+    "sudden-drop": RECENT_DAYS - 1,
+    "sudden-rise": RECENT_DAYS - 1,
+}
+"""So many days before it fires has what it tells of begun; 0 for the others."""
 
 EXPLANATIONS = {
     "stopped": "the register stands still; before, it moved every day",
@@ -39,16 +48,22 @@ EXPLANATIONS = {
 Verdicts = dict[str, tuple[Mask, Floats, Floats]]
 
 
-def judge(wh: Floats) -> Verdicts:
+def judge(wh: Floats, trusted: Mask | None = None) -> Verdicts:
     """Rules that fire on the last day.
 
     Args:
+        trusted: days that may be compared with, shape (meters, days); None = all.
         wh: half hours, shape (meters, at least NEEDED_DAYS days, 48), the day to be judged last; not-a-number = missing.
 
     Returns:
         By kind: (fires, seen, expected), each of shape (meters,); seen and expected in Wh of the rule's own measure.
     """
-    view = _View.of(wh[:, -NEEDED_DAYS:])
+    recent = wh[:, -NEEDED_DAYS:]
+    if trusted is not None:
+        base = ~trusted[:, -NEEDED_DAYS:]
+        base[:, -RECENT_DAYS:] = False
+        recent = np.where(base[:, :, None], np.float32(np.nan), recent)
+    view = _View.of(recent)
     out: Verdicts = {}
     for rule in (_stopped, _flat, _repeated, _spike, _level):
         rule(view, out)
@@ -92,7 +107,7 @@ def _stopped(view: _View, out: Verdicts) -> None:
     still = view.good & (view.total == 0)
     zeros = ((view.wh == 0) & view.known)[:, :BASE_DAYS].sum(axis=2).sum(axis=1)
     share = zeros / np.maximum(view.known[:, :BASE_DAYS].sum(axis=2).sum(axis=1), 1)
-    fires = view.today & still[:, -2:].all(axis=1) & (share < 0.02)
+    fires = view.today & still[:, -RECENT_DAYS:].all(axis=1) & (share < 0.02)
     out["stopped"] = (fires, view.total[:, -1], _quiet(np.nanmedian, view.total[:, :BASE_DAYS]))
 
 
@@ -117,7 +132,7 @@ def _repeated(view: _View, out: Verdicts) -> None:
 def _spike(view: _View, out: Verdicts) -> None:
     top = view.wh[:, -1].max(axis=1)
     before = view.wh[:, :-1].max(axis=2).max(axis=1)
-    out["spike"] = (view.today & (top > 4 * before) & (top > 5_000), top, before)
+    out["spike"] = (view.today & (top > 2 * before) & (top > SPIKE_WH), top, before)
 
 
 def _level(view: _View, out: Verdicts) -> None:
@@ -127,6 +142,9 @@ def _level(view: _View, out: Verdicts) -> None:
     with np.errstate(invalid="ignore"):
         below = (recent < 0.1 * lowest[:, None]).all(axis=1) & (lowest > 1_000)
         above = (recent > 3 * highest[:, None]).all(axis=1) & (recent.min(axis=1) > 5_000)
+        above &= (
+            _quiet(np.nanmedian, view.total[:, :BASE_DAYS]) > 500
+        )  # else an empty home is moved into
     mean = recent.mean(axis=1)
     out["sudden-drop"] = (view.today & below & ~out["stopped"][0], mean, lowest)
     out["sudden-rise"] = (view.today & above, mean, highest)

@@ -4,9 +4,10 @@
 output. It opens detector.db read-only and imports nothing of the gateway. The request names days and groups of meters;
 groups are taken one after the other, so memory does not grow with the fleet.
 
-    request  {"file", "days": [[day, [part, ...]], ...], "model": directory or "", "keys": [hex, ...]}
+    request  {"file", "days": [[day, [part, ...]], ...], "model": M, "shadow": M}, M = {} or {"onnx", "sha256", "version",
+              "threshold", "smooth_days", "typical", "weights", "shadow"}: the parent has verified the signature
     answer   {"fired": [[day, meter number, kind, {...}], ...], "scores": [[day, part, [thousandths, ...]], ...],
-              "model": {"version", "error"}, "rules": version, "memory_mb", "seconds"}
+              "rules": version, "errors": {path of a model: why}, "scored", "quantiles", "memory_mb", "seconds", ...}
 
 Bounds: MEMORY_BYTES of address space, CPU_S of processor time, TIMEOUT_S of wall time set by the parent.
 """
@@ -16,15 +17,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edge_core.detector.history import GROUP, decode
+from edge_core.errors import OpenDCUError
+
+if TYPE_CHECKING:
+    from edge_core.detector.history import Store
 
 TIMEOUT_S = 300.0
 MEMORY_BYTES = 1 << 30
 CPU_S = 240
-MAX_ANSWER = 32 << 20
+DAYS_AT_ONCE = 7
+FREEZE_DAYS = 28
+ENERGY_KINDS = frozenset(
+    ("consumption", "stopped", "flat", "repeated-day", "spike", "sudden-drop", "sudden-rise")
+)
+"""Findings whose days are kept out of the baseline."""
 
 
 async def in_child(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -75,46 +89,211 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what a request asks for, in this process."""
     import numpy as np
 
-    from edge_core.detector import rules
-    from edge_core.detector.history import GROUP, Store, decode
+    from edge_core.detector.history import Store
 
     store = Store(Path(request["file"]), reader=True)
     try:
-        fired: list[Any] = []
-        scores: list[Any] = []
-        by_part: dict[int, list[int]] = {}
-        for day, parts in request["days"]:
-            for part in parts:
-                by_part.setdefault(part, []).append(day)
-        for part, days in sorted(by_part.items()):
-            first, last = min(days), max(days)
-            wh = decode(store.window(part, first - rules.NEEDED_DAYS + 1, last))
-            for day in days:
-                at = day - first
-                for kind, (mask, seen, expected) in rules.judge(
-                    wh[:, at : at + rules.NEEDED_DAYS]
-                ).items():
-                    for row in np.flatnonzero(mask):
-                        number = part * GROUP + int(row)
-                        body = {
-                            "seen_wh": round(float(seen[row])),
-                            "expected_wh": round(float(expected[row])),
-                        }
-                        fired.append([day, number, kind, body])
+        work = _Work(store, request)
+        for first in range(0, len(work.days), DAYS_AT_ONCE):
+            work.judge(work.days[first : first + DAYS_AT_ONCE])
     finally:
         store.close()
+    scored = np.array([s for _, _, row in work.scores for s in row if s >= 0] or [0])
     return {
-        "fired": fired,
-        "scores": scores,
-        "model": {"version": "", "error": ""},
-        "rules": rules.VERSION,
+        "fired": work.fired,
+        "scores": work.scores,
+        "rules": work.rules,
+        "errors": work.errors,
+        "scored": int(sum(s >= 0 for _, _, row in work.scores for s in row)),
+        "quantiles": {q: int(np.quantile(scored, float(q))) for q in ("0.5", "0.9", "0.99")},
+        "features_s": round(work.features_s, 3),
+        "model_s": round(work.model_s, 3),
     }
+
+
+class _Work:
+    """One request, day by day."""
+
+    def __init__(self, store: Store, request: dict[str, Any]) -> None:
+        from edge_core.detector import rules
+
+        self.rules = rules.VERSION
+        self.days: list[tuple[int, set[int]]] = [
+            (day, set(parts)) for day, parts in request["days"]
+        ]
+        self.fired: list[Any] = []
+        self.scores: list[Any] = []
+        self.errors: dict[str, str] = {}
+        self.features_s = self.model_s = 0.0
+        self._store = store
+        self._models = [m for m in (request.get("model"), request.get("shadow")) if m]
+        self._sessions: dict[str, Any] = {}
+        self._frozen = [
+            (row["meter"], row["first"], min(row["last"], row["first"] + FREEZE_DAYS - 1))
+            for row in store.findings()
+            if row["kind"] in ENERGY_KINDS
+        ]
+
+    def judge(self, days: list[tuple[int, set[int]]]) -> None:
+        """Judge some days in a row: rules group by group, then the model over the whole fleet."""
+        import numpy as np
+
+        from edge_core.detector import features, rules
+
+        smooth = max((m["smooth_days"] for m in self._models), default=1)
+        wanted = sorted({day - back for day, _ in days for back in range(smooth)})
+        first, last = wanted[0] - features.NEEDED_DAYS + 1, wanted[-1]
+        tables, levels = [], []
+        began = time.monotonic()
+        for part in range(self._store.parts()):
+            wh = decode(self._store.window(part, first, last))
+            trusted = self._trusted(part, first, last)
+            for day, parts in days:
+                if part in parts:
+                    at = day - first + 1
+                    window = slice(at - rules.NEEDED_DAYS, at)
+                    self._rules(day, part, rules.judge(wh[:, window], trusted[:, window]))
+            if self._models:
+                daily = features.daily(wh)
+                tables.append(features.windows(daily, [day - first for day in wanted], trusted))
+                levels.append(_levels(daily, trusted))
+        self.features_s += time.monotonic() - began
+        if tables and np.isfinite([t[:, :, 0] for t in tables]).any():
+            table = np.concatenate(tables)
+            table = features.against_fleet(table, features.fleet_levels(table))
+            level = np.concatenate(levels)
+            for model in self._models:
+                self._model(model, table, level, wanted, first, days)
+
+    def _trusted(self, part: int, first: int, last: int) -> Any:
+        """Days that may stand in a baseline: those that no finding holds."""
+        import numpy as np
+
+        out = np.ones((GROUP, last - first + 1), np.bool_)
+        for meter, begin, end in self._frozen:
+            if meter // GROUP == part:
+                out[meter % GROUP, max(0, begin - first) : max(0, end + 1 - first)] = False
+        return out
+
+    def _rules(self, day: int, part: int, verdicts: Any) -> None:
+        for kind, (mask, seen, expected) in verdicts.items():
+            for row in mask.nonzero()[0].tolist():
+                body = {"seen_wh": _whole(seen[row]), "expected_wh": _whole(expected[row])}
+                self.fired.append([day, part * GROUP + row, kind, body])
+
+    def _model(self, model: dict[str, Any], table: Any, level: Any, wanted: list[int], first: int,
+               days: list[tuple[int, set[int]]]) -> None:  # fmt: skip
+        """Score with one model; one that cannot be used is told once, the rules go on."""
+        import numpy as np
+
+        from edge_core.detector import replay
+
+        if model["onnx"] in self.errors:
+            return
+        began = time.monotonic()
+        try:
+            session = self._sessions.get(model["onnx"]) or _session(model)
+        except (OpenDCUError, OSError, ValueError) as error:
+            self.errors[model["onnx"]] = str(error)
+            return
+        self._sessions[model["onnx"]] = session
+        judge = replay.Judge(session, model["threshold"], model["smooth_days"])
+        logits = replay.logits_of(table, judge)
+        self.model_s += time.monotonic() - began
+        calendar = np.full((len(table), wanted[-1] - wanted[0] + 1), np.nan)
+        calendar[:, [day - wanted[0] for day in wanted]] = logits
+        mean = replay.averaged(calendar, judge)
+        limit = thousandths(model["threshold"])
+        for day, parts in days:
+            at = mean[:, day - wanted[0]]
+            rows = table[:, wanted.index(day)]
+            for part in sorted(parts):
+                own = at[part * GROUP : (part + 1) * GROUP]
+                if not model["shadow"]:
+                    self.scores.append(
+                        [day, part, [thousandths(v) if v == v else -1 for v in own.tolist()]]
+                    )
+                for row in (own > judge.threshold).nonzero()[0].tolist():
+                    number = part * GROUP + row
+                    body = {
+                        "score": thousandths(float(own[row])),
+                        "threshold": limit,
+                        "model": model["version"],
+                        "shadow": model["shadow"],
+                        "smooth_days": model["smooth_days"],
+                        "features": _reasons(rows[number], model["typical"], model["weights"]),
+                        **_energies(level[number], day - first),
+                    }
+                    self.fired.append([day, number, replay.CONSUMPTION, body])
+
+
+def thousandths(logit: float) -> int:
+    """A logit as a chance in thousandths."""
+    return round(1000 / (1 + math.exp(-max(-30.0, min(30.0, logit)))))
+
+
+def _session(model: dict[str, Any]) -> Any:
+    """The session of the very file that was verified."""
+    import hashlib
+
+    from edge_core.detector.session import session_of
+
+    content = Path(model["onnx"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != model["sha256"]:
+        raise ValueError(f"{model['onnx']} is not the file that was verified")
+    return session_of(content)
+
+
+def _levels(daily: Any, trusted: Any) -> Any:
+    """Wh of each day (not-a-number where it is not good), and which may stand in a baseline; shape (meters, 2, days)."""
+    import numpy as np
+
+    from edge_core.detector.days import SLOTS
+    from edge_core.detector.features import FLOOR_WH
+
+    total = (np.exp(daily.figures[:, :, 0]) - FLOOR_WH) * SLOTS
+    total = np.where(daily.good, total, np.nan)
+    return np.stack([total, np.where(trusted, total, np.nan)], axis=1).astype(np.float32)
+
+
+def _energies(level: Any, at: int) -> dict[str, int]:
+    """Wh of a day: in the last week, and before."""
+    import numpy as np
+
+    from edge_core.detector.features import GAP_DAYS
+
+    week, before = level[0, max(0, at - 6) : at + 1], level[1, : max(1, at - GAP_DAYS + 1)]
+    return {
+        "seen_wh": _whole(np.nanmean(week)) if np.isfinite(week).any() else 0,
+        "expected_wh": _whole(np.nanmean(before)) if np.isfinite(before).any() else 0,
+    }
+
+
+def _reasons(
+    row: Any, typical: dict[str, list[float]], weights: dict[str, float]
+) -> list[dict[str, Any]]:
+    """The features that stand out most among those that the model looks at: name, value, what is usual."""
+    from edge_core.detector.features import NAMES
+
+    ranked = []
+    for name, weight in weights.items():
+        value = float(row[NAMES.index(name)])
+        middle, spread = typical[name]
+        ranked.append((abs(value - middle) / spread * math.sqrt(weight), name, value, middle))
+    ranked.sort(reverse=True)
+    return [
+        {"name": name, "seen": f"{value:.2f}", "usual": f"{middle:.2f}"}
+        for _, name, value, middle in ranked[:3]
+    ]
+
+
+def _whole(value: Any) -> int:
+    return round(float(value)) if value == value and abs(float(value)) < 1e15 else 0
 
 
 def main() -> None:
     """The child: one request, one answer."""
     import resource
-    import time
 
     began = time.monotonic()
     os.nice(10)

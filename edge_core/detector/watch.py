@@ -68,6 +68,8 @@ class Watch:
         if row is not None:
             self._end(row)
         first = day if since is None else since
+        if row is not None:  # two episodes do not overlap
+            first = max(first, row["last"] + 1)
         name = self._store.names[number]
         begin = self._calendar.begin(first)
         row = {

@@ -82,6 +82,23 @@ class Town:
         )
         self.journal.append(block)
 
+    def half_hours(self, day: int, meter: str, wh: list[int | None]) -> None:
+        """Append a day of 48 half hours of energy; None = no reading."""
+        begin = self.calendar.begin(day)
+        layout = Layout("1.0.99.1.0.255", 1800, (Column("1.0.1.29.0.255", "Wh", 0),))
+        times = [begin + 1800 * (k + 1) for k in range(48)]
+        self.journal.append(
+            Block(
+                meter=meter,
+                device="d1",
+                kind="interval",
+                layout=layout,
+                times=times,
+                columns=(wh,),
+                tz=330,
+            )
+        )
+
     def flush(self) -> None:
         self.journal.flush().result(10)
 

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
+import sqlite3
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from edge_core.config import schema
+from edge_core.detector import inject
+from edge_core.detector.detector import Detector
 from edge_core.detector.history import Store, decode
+from edge_core.detector.model import BUILTIN, load, trusted_keys
+from edge_core.detector.readings import read
 from edge_core.detector.rules import VERSION
 from edge_core.uplink.payloads.notes import members
 
 
 async def test_a_stopped_register_is_found_for_registers_and_energies(town) -> None:
-    for k in range(33):
+    for k in range(34):
         day = town.first + k
         for meter, layout in (("R1", town.REGISTER), ("D1", town.DELTA), ("D2", town.DELTA)):
             still = k >= 31 and meter != "D2"
             town.write(day, meter, layout, np.zeros(96, int) if still else town.day())
         town.flush()
-    town.clock.civil = town.calendar.begin(town.first + 33) + 3 * 3600
-    await town.until(lambda: town.scored(town.first + 32) and len(town.findings()) >= 2)
+    town.clock.civil = town.calendar.begin(town.first + 34) + 3 * 3600
+    await town.until(lambda: town.scored(town.first + 33) and len(town.findings()) >= 2)
     found = {f["meter"]: f for f in town.findings()}
     assert set(found) == {"R1", "D1"}
     for meter, finding in found.items():
         assert finding["kind"] == "stopped"
-        begin = town.calendar.begin(town.first + 32)
+        begin = town.calendar.begin(town.first + 31)  # since the first day of zeros
         assert finding["from"] == begin
         text = f"{meter}|stopped|{begin}|{VERSION}"
         assert finding["id"] == hashlib.sha256(text.encode()).hexdigest()
@@ -76,10 +85,10 @@ async def test_evidence_of_rows_is_told_before_the_day_ends(town) -> None:
 
 
 async def test_a_restart_goes_on_where_it_stopped_and_tells_nothing_twice(town) -> None:
-    for k in range(34):
+    for k in range(35):
         town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 31 else town.day())
     town.flush()
-    for k in (31, 32, 33):
+    for k in (32, 33, 34):
         town.clock.civil = town.calendar.begin(town.first + k + 1) + 3 * 3600
         await town.until(lambda k=k: town.scored(town.first + k))
     assert [(f["kind"], f["rev"]) for f in town.findings()] == [("stopped", 0)]
@@ -87,8 +96,8 @@ async def test_a_restart_goes_on_where_it_stopped_and_tells_nothing_twice(town) 
         (row,) = store.findings()
         assert (row["state"], row["first"], row["last"]) == (
             "open",
-            town.first + 32,
-            town.first + 33,
+            town.first + 31,
+            town.first + 34,
         )
 
 
@@ -120,3 +129,114 @@ async def test_rows_that_come_late_fill_their_day(town, late: int) -> None:
             return bool(np.isfinite(wh).all())
 
     await town.until(filled)
+
+
+HELD_OUT = (2, 7, 12, 17, 22, 27, 32, 37, 47, 52)
+ALTERED = {7: "h4", 17: "h3", 32: "h2", 52: "h1"}
+DAYS = 66
+
+
+def real_town(town) -> None:
+    """Ten real households that the builtin model never saw, from 2013-03-04; four altered for the last 18 days."""
+    table = read(Path("simulators/loads/sgsc_households_30min.csv.gz").absolute())
+    rng = np.random.default_rng(4)
+    for index in HELD_OUT:
+        wh = table.wh[index, 246 : 246 + DAYS]
+        if index in ALTERED:
+            part = wh[-18:] * 0.15 if ALTERED[index] == "h1" else wh[-18:]
+            wh = np.concatenate([wh[:-18], inject.apply(ALTERED[index], part, rng)[0]])
+        for k in range(DAYS):
+            half_hours = [None if v != v else int(v) for v in wh[k].tolist()]
+            town.half_hours(town.first + k, table.meters[index], half_hours)
+    town.flush()
+    town.clock.civil = town.calendar.begin(town.first + DAYS) + 3 * 3600
+
+
+async def test_the_model_finds_altered_real_households(town) -> None:
+    real_town(town)
+    await town.until(lambda: town.scored(town.first + DAYS - 1) and town.findings())
+    found = {}
+    for finding in town.findings():
+        if finding["kind"] == "consumption":
+            found.setdefault(finding["meter"], finding)
+    altered = {f"D{index + 1:03}" for index in ALTERED}
+    right = altered & set(found)
+    assert len(right) >= 3, found
+    assert len(set(found) - altered) <= 1, found
+    first = town.calendar.begin(town.first + DAYS - 18)
+    for meter in right:
+        finding = found[meter]
+        assert finding["from"] >= first
+        assert finding["score"] > finding["threshold"] > 500
+        assert finding["model"] == load(BUILTIN, trusted_keys())[0].version
+        assert len(finding["explain"]["features"]) == 3
+        assert finding["explain"]["expected_wh"] > 0
+    with contextlib.closing(Store(town.folder / "detector.db", reader=True)) as store:
+        row = store.meters["D018"]
+        scores = store.scores(0, town.first + 40, town.first + DAYS - 1)[row]
+        assert scores[-1] > 500 > scores[0] >= 0
+
+
+async def test_a_shadow_marks_its_findings(town, tmp_path: Path) -> None:
+    shutil.copytree(BUILTIN, tmp_path / "next")
+    town.config = msgspec.structs.replace(
+        town.config, detector=schema.Detector(shadow=str(tmp_path / "next"), false_alarms=0.03)
+    )
+    real_town(town)
+    await town.until(lambda: town.scored(town.first + DAYS - 1) and town.findings())
+    by_kind = {
+        kind: {f["meter"] for f in town.findings() if f["kind"] == kind}
+        for kind in ("consumption", "consumption-shadow")
+    }
+    assert by_kind["consumption"] == by_kind["consumption-shadow"] != set()
+    marked = [f for f in town.findings() if f["kind"] == "consumption-shadow"]
+    assert all(f["explain"]["mode"] == "shadow" for f in marked)
+
+
+@pytest.mark.parametrize("fault", ["no onnxruntime", "not trusted"])
+async def test_without_a_usable_model_the_rules_go_on_and_one_line_says_so(
+    town,
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if fault == "no onnxruntime":
+        (tmp_path / "onnxruntime.py").write_text("raise ImportError('not here')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        says = "onnxruntime is not installed"
+    else:
+        shutil.copytree(BUILTIN, tmp_path / "other")
+        (tmp_path / "other" / "model.sig").write_text("00" * 64)
+        town.config = msgspec.structs.replace(
+            town.config, detector=schema.Detector(model=str(tmp_path / "other"))
+        )
+        says = "no trusted key signed"
+    for k in range(62):
+        town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 58 else town.day())
+    town.flush()
+    for k in (60, 61, 62):
+        town.clock.civil = town.calendar.begin(town.first + k) + 3 * 3600
+        await town.until(lambda k=k: town.scored(town.first + k - 1))
+    assert [f["kind"] for f in town.findings()] == ["stopped"]
+    lines = [r.getMessage() for r in caplog.records if says in r.getMessage()]
+    assert len(lines) == 3, "one a run, and these are three"
+
+
+async def test_a_kill_between_journal_and_file_tells_the_same_finding_again(town) -> None:
+    for k in range(34):
+        town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 31 else town.day())
+    town.flush()
+    town.clock.civil = town.calendar.begin(town.first + 34) + 3 * 3600
+    saved = Detector._save_findings
+
+    def killed(self: Detector) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    Detector._save_findings = killed  # type: ignore[method-assign]
+    try:
+        await town.until(lambda: town.findings())
+    finally:
+        Detector._save_findings = saved  # type: ignore[method-assign]
+    await town.until(lambda: len(town.findings()) >= 2 and town.scored(town.first + 33))
+    assert len({(f["id"], f["rev"]) for f in town.findings()}) == 1
