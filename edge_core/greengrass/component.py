@@ -186,18 +186,21 @@ class Component:
     # --- health
 
     def about(self) -> dict[str, Any]:
-        """What health says of where we run (the kind follows from what the nucleus can do)."""
-        capabilities = self._ipc.capabilities
-        kind = "classic" if capabilities.get("component-updates") else "lite"
+        """What health says of where we run (the kind follows from what the nucleus can do). On the loop."""
+        ipc, environment = self._ipc, self._environment
+        kind = "classic" if ipc.capabilities.get("component-updates") else "lite"
+        refused_s = 0 if ipc.pressed is None else int(self._loop.time() - ipc.pressed)
         return {
-            "nucleus": f"{kind} {self._environment.get('GGC_VERSION', '')}".strip(),
+            "nucleus": f"{kind} {environment.get('GGC_VERSION', '')}".strip(),
             "greengrass": {
                 "component": self._name,
-                "release": self._environment.get(launch.RELEASE, ""),
-                "fallback": self._environment.get(launch.FALLBACK, ""),
-                "deployment": self.deployment,
+                "release": environment.get(launch.RELEASE, ""),
+                "fallback": environment.get(launch.FALLBACK, ""),
+                "components": launch.components(environment),
+                "deployment": {"id": self.deployment, "at": launch.installed_at(environment)},
                 "deferred": self._updates.deferred,
-                "connects": self._ipc.connects,
-                "capabilities": sorted(name for name, works in capabilities.items() if works),
+                "connects": ipc.connects,
+                "refuses_for_s": refused_s,
+                "capabilities": sorted(name for name, works in ipc.capabilities.items() if works),
             },
         }

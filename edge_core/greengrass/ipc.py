@@ -74,6 +74,7 @@ class Ipc:
     Attributes:
         capabilities: what was tried and worked (True) or did not (False), by the names of this file.
         connects: connections made so far.
+        pressed: seconds of the loop's clock since when the nucleus takes no messages; None while it does.
     """
 
     def __init__(self, socket: str, token: str, component: str = "", *, restarts: Restarts) -> None:
@@ -85,6 +86,7 @@ class Ipc:
         self._link: Link | None = None
         self.capabilities: dict[str, bool] = {}
         self.connects = 0
+        self.pressed: float | None = None
 
     async def open(self) -> Link:
         """The connection; a new one if the last one ended.

@@ -78,6 +78,29 @@ def stopped_in_time(environment: Mapping[str, str] = os.environ) -> None:
         _write(Path(folder) / "state.json", state)
 
 
+def installed_at(environment: Mapping[str, str] = os.environ) -> int:
+    """When the running release was unpacked, UTC s; 0 outside a component."""
+    stamp = Path(environment.get(RELEASES, "")) / environment.get(RELEASE, "") / STAMP
+    try:
+        return int(stamp.stat().st_mtime)
+    except OSError:
+        return 0
+
+
+def components(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Releases of ours that run or lie on this box, by component: from the work directories beside our own."""
+    out: dict[str, str] = {}
+    if not environment.get(RELEASES):
+        return out
+    for work in sorted(Path(environment[RELEASES]).parents[1].glob("io.opendcu.*")):
+        good = _read_state(work / "releases").get("good")
+        if good:
+            out[work.name] = good
+        elif (work / "model").is_symlink():
+            out[work.name] = (work / "model").readlink().name[len("model-") :]
+    return out
+
+
 # Install --------------------------------------------------------------------------------------------------------------
 
 

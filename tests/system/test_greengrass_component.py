@@ -184,6 +184,8 @@ def test_the_first_deployment_of_an_unconfigured_box(box: Callable[..., Box], ki
     assert health["greengrass"]["component"] == GATEWAY
     assert health["greengrass"]["release"].startswith("0.1.0-")
     assert health["greengrass"]["fallback"] == ""
+    assert health["greengrass"]["components"] == {GATEWAY: health["greengrass"]["release"]}
+    assert 0 <= health["sent"] - health["greengrass"]["deployment"]["at"] < 600
     expected = {"configuration", "configuration-updates", "publish", "subscribe"}
     if kind == "classic":
         expected |= {"component-updates", "state"}
@@ -291,7 +293,7 @@ def test_every_update_notice_is_answered_and_put_off_while_a_midnight_run_is_ope
     process.send_signal(signal.SIGCONT)
     box.nucleus.until(lambda s: len(s["deferrals"]) == 2)
     box.nucleus.order("updated", deployment="d1")
-    box.health(lambda h: h["greengrass"]["deployment"] == "d1")
+    box.health(lambda h: h["greengrass"]["deployment"]["id"] == "d1")
     assert box.terminate() == 0
 
 

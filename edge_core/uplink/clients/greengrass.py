@@ -46,11 +46,7 @@ TOO_LARGE, FORBIDDEN, UNWANTED = 0x95, 0x87, 0x80  # reason codes of MQTT 5
 
 
 class GreengrassClient:
-    """See `Client`.
-
-    Attributes:
-        pressed: seconds of the loop's clock since when the nucleus takes nothing; None while it does.
-    """
+    """See `Client`."""
 
     confirms = False
     receive_maximum = PACKETS
@@ -64,7 +60,6 @@ class GreengrassClient:
         self._taken: deque[float] = deque(maxlen=HELD)
         self._turn = asyncio.Lock()
         self._forbidden: dict[str, float] = {}
-        self.pressed: float | None = None
         self._classic = False
         self.max_payload: int | None = MOST_PAYLOAD
 
@@ -153,7 +148,7 @@ class GreengrassClient:
                     f"the nucleus refused: {_why(error)}", UNWANTED
                 ) from error
             else:
-                self.pressed = None
+                self._ipc.pressed = None
                 self._forbidden.pop(topic, None)
                 self._ipc.capabilities["publish"] = True
                 return
@@ -161,8 +156,8 @@ class GreengrassClient:
             await asyncio.sleep(wait)
 
     def _not_taken(self, topic: str, error: Exception, now: float) -> None:
-        if self.pressed is None:
-            self.pressed = now
+        if self._ipc.pressed is None:
+            self._ipc.pressed = now
             log.info("uplink: the nucleus takes no messages for now: %s", _why(error))
         if not isinstance(error, NotAllowed):
             self._forbidden.pop(topic, None)

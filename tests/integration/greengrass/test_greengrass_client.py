@@ -115,7 +115,7 @@ async def test_a_nucleus_that_takes_nothing_for_a_while_is_waited_for(nucleus, c
     await client.publish(ALARM, b"1")
     assert nucleus.published() == [(ALARM, b"1")]
     assert nucleus.count("PublishToIoTCore") == 4
-    assert client.pressed is None
+    assert client._ipc.pressed is None
 
 
 async def test_a_nucleus_that_takes_nothing_for_long_is_like_no_connection(
@@ -125,7 +125,7 @@ async def test_a_nucleus_that_takes_nothing_for_long_is_like_no_connection(
     lite.fail("PublishToIoTCore", "ServiceError", times=1_000)
     with pytest.raises(NotConnected, match="takes no messages"):
         await on_lite.publish(UP, b"1")
-    assert on_lite.pressed is not None
+    assert on_lite._ipc.pressed is not None
     assert lite.count("sockets") == 1  # the connection and its subscription stay
     lite.fail("PublishToIoTCore", "ServiceError", times=0)
     await on_lite.publish(UP, b"2")

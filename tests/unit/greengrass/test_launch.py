@@ -194,9 +194,30 @@ def test_a_state_that_cannot_be_read_is_begun_anew(work: Path, tmp_path: Path) -
         assert start(work, one) == ("1.0.0-x", "")
 
 
-def test_outside_a_component_nothing_is_written() -> None:
+def test_outside_a_component_nothing_is_written_nor_told() -> None:
     became_ready({})
     stopped_in_time({})
+    assert launch.installed_at({}) == 0
+    assert launch.components({}) == {}
+
+
+def test_the_releases_of_a_box_are_told(tmp_path: Path) -> None:
+    for name in ("Gateway", "Uplink"):
+        work = tmp_path / f"io.opendcu.{name}"
+        work.mkdir()
+        target = install(work, artifacts(tmp_path / name, "1.0.0"))
+        became_ready(environment_of(work, target.name))
+    model = tmp_path / "io.opendcu.AnomalyModel"
+    model.mkdir()
+    (model / "model").symlink_to("model-0.3.0")
+    (tmp_path / "io.opendcu.data").mkdir()
+    mine = environment_of(tmp_path / "io.opendcu.Gateway", "1.0.0-x")
+    assert launch.components(mine) == {
+        "io.opendcu.AnomalyModel": "0.3.0",
+        "io.opendcu.Gateway": "1.0.0-x",
+        "io.opendcu.Uplink": "1.0.0-x",
+    }
+    assert launch.installed_at(mine) > 1_700_000_000
 
 
 def test_the_scripts_start_it_without_any_environment(work: Path, tmp_path: Path) -> None:
