@@ -321,6 +321,22 @@ def cloud(mosquitto: Mosquitto) -> Iterator[Cloud]:
 
 
 @pytest.fixture
+def brokers(tmp_path: Path) -> Iterator[Callable[[str], Mosquitto]]:
+    """Makes brokers with further configuration; all are killed at the end."""
+    made: list[Mosquitto] = []
+
+    def make(extra: str) -> Mosquitto:
+        folder = tmp_path / f"broker-{len(made)}"
+        folder.mkdir()
+        made.append(Mosquitto(folder, f"user root\n{extra}"))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.kill()
+
+
+@pytest.fixture
 async def uplink(tmp_path: Path, mosquitto: Mosquitto) -> AsyncIterator[Callable[..., Uplinked]]:
     """Makes gateways on the broker; all are stopped at the end."""
     made: list[Uplinked] = []

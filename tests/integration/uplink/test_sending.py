@@ -481,16 +481,14 @@ async def test_live_reads_wait_for_company(cloud: Cloud, uplink: Make) -> None:
 
 
 async def test_a_message_that_the_broker_refuses_blocks_nobody(
-    tmp_path: Path, uplink: Make
+    tmp_path: Path, brokers: Callable[[str], Mosquitto], uplink: Make
 ) -> None:
-    folder = tmp_path / "strict"
-    folder.mkdir()
-    acl = folder / "acl"
+    acl = tmp_path / "acl"
     acl.write_text(
         "topic readwrite dcu/dcu-0001/reads/midnight\ntopic readwrite dcu/dcu-0001/alarms/#\n"
         "topic readwrite dcu/dcu-0001/down/#\ntopic read dcu/dcu-0001/#\n"
     )
-    broker = Mosquitto(folder, f"user root\nacl_file {acl}\n")
+    broker = brokers(f"acl_file {acl}\n")
     cloud = Cloud(broker.port)
     box = uplink(url=broker.url).start()
     box.append(block(1))
@@ -501,13 +499,12 @@ async def test_a_message_that_the_broker_refuses_blocks_nobody(
     await eventually(lambda: box.sender.counts.refused == 1)
     await eventually(lambda: [s.kind for s in box.journal.segments(0)] == ["interval"])
     cloud.close()
-    broker.kill()
 
 
-async def test_messages_fit_what_the_broker_takes(tmp_path: Path, uplink: Make) -> None:
-    folder = tmp_path / "narrow"
-    folder.mkdir()
-    broker = Mosquitto(folder, "max_packet_size 3000\n")
+async def test_messages_fit_what_the_broker_takes(
+    brokers: Callable[[str], Mosquitto], uplink: Make
+) -> None:
+    broker = brokers("max_packet_size 3000\n")
     cloud = Cloud(broker.port)
     box = uplink(url=broker.url).start()
     blocks = [block(m) for m in range(100)]
@@ -517,7 +514,6 @@ async def test_messages_fit_what_the_broker_takes(tmp_path: Path, uplink: Make) 
     await eventually(lambda: cloud.cells == cells(*blocks) and len(cloud.alarms) == 40)
     assert box.sender.counts.connects == 1
     cloud.close()
-    broker.kill()
 
 
 async def test_a_broker_that_hangs_up_on_large_messages_gets_smaller_ones(
