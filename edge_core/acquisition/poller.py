@@ -365,6 +365,8 @@ class Poller:
         else:
             boundary = int(now // SAMPLE_PERIOD_S) * SAMPLE_PERIOD_S
         obis, _ = profile_of(state.model, kind)
+        if self.journal.watermark(state.config.id, state.device, obis) is None:
+            return
         self.journal.note_gap(state.config.id, state.device, obis, boundary, boundary, cause)
 
     async def _between(self, state: MeterState, turn: Turn[Any], driver: Driver) -> bool:
@@ -576,8 +578,9 @@ class Poller:
                 self.agenda.now_due(name, None, began)
         self._wake.set()
         wanted = [self.meters[n] for n in names if not is_sampled(self.meters[n].model)]
-        until = self.clock.monotonic() + timeout_s
-        while self.clock.monotonic() < until:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        while loop.time() < until:
             read = sum(1 for s in wanted if (s.last_read or 0) >= began)
             if read == len(wanted):
                 break

@@ -15,6 +15,7 @@ journalled as an alarm with the old and the new time.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,17 @@ if TYPE_CHECKING:
     from edge_core.config.models import Model
     from edge_core.config.schema import Meter
     from edge_core.domain import Alarm, Block, Obis
-    from edge_core.journal import Journal
+    from edge_core.journal import Journal, LedgerEntry
+
+log = logging.getLogger(__name__)
 
 OVERLAP_PERIODS = 2
 LIVE_S = DAY_S  # what is older than this when it is read goes behind what is new
 SAMPLE_TOLERANCE = 0.2  # of a period: a later sample is no sample of its boundary
 CLOCK_STEP_MIN_S = 120.0
 CLOCK_LEAVE_S, CLOCK_ALARM_S, CLOCK_FAR_S = 10.0, 300.0, 600.0  # DESIGN section 3, [clock]
+ABSENT_CODES = frozenset((3, 4, 9, 11))
+"""data-access-result: read-write-denied, object-undefined, object-class-inconsistent, object-unavailable."""
 OPEN_ROW_S = 60.0  # a billing row stamped within this of the meter's now is the running month
 
 
@@ -124,12 +129,28 @@ class Visit:
             await self._measure_clock()
         for job in jobs:
             for kind in self._kinds(job):
-                if not await self._profile(kind, device.serial):
+                try:
+                    finished = await self._profile(kind, device.serial)
+                except errors.MeterRefused as refused:
+                    if not self._lacks(kind, refused):
+                        raise
+                    continue
+                if not finished:
                     self.result.gave_way = True
                     return
             if job is Job.CLOCK and not sampled:
                 await self._check_clock(device.serial, jobs)
             self.result.done.append(job)
+
+    def _lacks(self, kind: str, refused: errors.MeterRefused) -> bool:
+        """Has this meter no such profile, though its model does? Then its other profiles are read all the same."""
+        optional = kind not in ("interval", "midnight")
+        if not (optional and refused.during.startswith("GET") and refused.code in ABSENT_CODES):
+            return False
+        if self.memory.get(f"absent.{kind}") is None:
+            self.memory.put(f"absent.{kind}", int(self.clock.now()))
+            log.info("%s; its other profiles are read", refused)
+        return True
 
     def _kinds(self, job: Job) -> list[str]:
         """Kinds of profiles that a job reads."""
@@ -189,7 +210,8 @@ class Visit:
         for code, detail in getattr(self.driver, "notices", ()):
             self._alarm(code, detail)
 
-    def _alarm(self, code: str, detail: dict[str, Any]) -> None:
+    def _alarm(self, code: str, detail: dict[str, Any], what: str = "") -> None:
+        """An alarm of ours about this meter, now; `what` tells two of one code and second apart."""
         now = int(self.clock.now())
         self.result.alarms.append(
             make_alarm(
@@ -199,6 +221,7 @@ class Visit:
                 heard=now,
                 authenticated=False,
                 inferred=True,
+                event_time=f"{what}{now}" if what else None,
                 detail=detail,
             )
         )
@@ -230,11 +253,25 @@ class Visit:
         step = offset - float(before)
         return step if abs(step) >= max(CLOCK_STEP_MIN_S, self.clock.speed) else 0.0
 
-    def _settle_clock(self, kind: str) -> None:
-        """A kind was read under this offset: the next step is counted from here."""
-        offset, before = self.result.offset_s, self.memory.get(f"offset_s.{kind}")
-        if offset is not None and (before is None or abs(offset - float(before)) >= 1):
-            self.memory.put(f"offset_s.{kind}", round(offset))
+    def _settle_clock(self, kind: str, read_to: int | None, rows: Future[Any] | None) -> None:
+        """A kind was read under this offset, up to a time on the meter's clock: the next read goes on from here.
+
+        Remembered when the rows are durable: after a kill before that everything is read again.
+        """
+        offset = self.result.offset_s
+
+        def remember(done: Future[Any] | None = None) -> None:
+            if done is not None and (done.cancelled() or done.exception() is not None):
+                return
+            before = self.memory.get(f"offset_s.{kind}")
+            if offset is not None and (before is None or abs(offset - float(before)) >= 1):
+                self.memory.put(f"offset_s.{kind}", round(offset))
+            self.memory.put(f"read_to.{kind}", read_to)
+
+        if rows is None:
+            remember()
+        else:
+            rows.add_done_callback(remember)
 
     async def _check_clock(self, device: str, jobs: list[Job]) -> None:
         """Set the meter's clock if that is allowed and wanted, after everything was read up to now."""
@@ -256,6 +293,7 @@ class Visit:
         self._alarm(
             "clock",
             {"set": True, "old": round(old), "new": round(new), "offset_s": round(offset)},
+            "set ",
         )
 
     # --- profiles
@@ -270,8 +308,10 @@ class Visit:
         since, step = None, 0.0
         if not sampled and watermark is not None:
             step = self._step_of(kind)
-            reach = OVERLAP_PERIODS * max(period_s, 1) + max(0.0, -step)
-            since = int(min(watermark, meter_now) - reach)
+            # a meter whose clock stands before the watermark repeats times: where its second pass was left counts
+            left = self.memory.get(f"read_to.{kind}")
+            start = min(watermark, meter_now, watermark if left is None else float(left))
+            since = int(start - OVERLAP_PERIODS * max(period_s, 1) - max(0.0, -step))
         read: list[Block] = []
         async for blocks, more in self._portions(ProfileRequest(kind, since=since)):
             for block in blocks:
@@ -288,7 +328,9 @@ class Visit:
             self._name_unsampled(read, obis, period_s)
         else:
             self._name_absences(read, watermark, obis, period_s, step)
-            self._settle_clock(kind)
+            behind = watermark is not None and meter_now < watermark
+            last = self.result.appended[-1] if read else None
+            self._settle_clock(kind, int(meter_now) if behind else None, last)
         return True
 
     async def _portions(self, request: ProfileRequest) -> AsyncIterator[tuple[list[Block], bool]]:
@@ -315,8 +357,29 @@ class Visit:
         if not read or (len(read) == 1 and _gapless(read[0], watermark, period_s)):
             return
         device = read[-1].device
-        for gap in absences(read, known=watermark, period=period_s, stepped_forward=step > 0):
-            self.journal.note_gap(self.meter.id, device, obis, gap.first, gap.last, gap.cause)
+        found = absences(read, known=watermark, period=period_s, stepped_forward=step > 0)
+        if not found:
+            return
+        entry = self._entry(device, obis)
+        if entry is not None and watermark is not None:
+            # after a clock was set ahead rows beyond the watermark are known, and what lies before them is named
+            found = [
+                gap
+                for gap in found
+                if gap.first > watermark + 1
+                or not any(watermark < run.last and run.first <= gap.last for run in entry.runs)
+            ]
+        named = [hole for hole in entry.holes if hole.cause] if entry is not None else []
+        for gap in found:
+            if not any(hole.first <= gap.last and gap.first <= hole.last for hole in named):
+                self.journal.note_gap(self.meter.id, device, obis, gap.first, gap.last, gap.cause)
+
+    def _entry(self, device: str, obis: Obis) -> LedgerEntry | None:
+        """The ledger of one profile of this meter; costs a look into the journal."""
+        for entry in self.journal.ledger(self.meter.id):
+            if (entry.device, entry.profile) == (device, obis):
+                return entry
+        return None
 
     def _name_unsampled(self, read: list[Block], obis: Obis, period_s: int) -> None:
         """Boundaries between the last sample and this one that nobody named when they passed."""
@@ -326,13 +389,8 @@ class Visit:
         known = self.journal.watermark(self.meter.id, device, obis)
         if known is None or round((at - known) / period_s) <= 1:
             return
-        named = [
-            hole
-            for entry in self.journal.ledger(self.meter.id)
-            if (entry.device, entry.profile) == (device, obis)
-            for hole in entry.holes
-            if hole.cause
-        ]
+        entry = self._entry(device, obis)
+        named = [hole for hole in entry.holes if hole.cause] if entry is not None else []
         start: int | None = None
         cause = ""
         for boundary in [*range(known + period_s, at - period_s // 2, period_s), None]:

@@ -227,7 +227,8 @@ class Journal(Reading):
         """Name the cause of rows that are missing from first to last (UTC seconds, both included)."""
         if first > last:
             raise ValueError(f"a gap from {first} to {last}")
-        return self._submit("gap", meter, device, profile, first, last, cause, within_s=LAZY_S)
+        # names of a configuration are no plain text, and the book holds nothing else
+        return self._submit("gap", meter, device, str(profile), first, last, cause, within_s=LAZY_S)
 
     def release(
         self,

@@ -164,19 +164,19 @@ class HdlcChannel:
         self._events: list[Event] = []
         self.heard = 0
 
-    async def connect(self, silence_s: float) -> None:
-        """SNRM and UA. A meter that still holds an older session is told DISC first, once.
+    async def connect(self, silence_s: float, retries: int = HDLC_SILENCE_RETRIES) -> None:
+        """SNRM and UA; SNRM is sent again `retries` times. A meter that answers DM is asked once more.
 
         Raises:
             As `exchange`; ConnectionRefusedError when it answers DM.
         """
         self._link.connect()
         await self._flush()
-        event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
+        event = await self._next(silence_s, silence_s * (retries + 2), retries)
         if isinstance(event, Closed):
             self._link.connect()
             await self._flush()
-            event = await self._next(silence_s, silence_s * (HDLC_SILENCE_RETRIES + 2))
+            event = await self._next(silence_s, silence_s * (retries + 2), retries)
         if not isinstance(event, Connected):
             raise ConnectionRefusedError("the meter does not take SNRM")
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HERTZ = (45, 65)
 VOLTS = (1, 1_000_000)  # primary values of medium-voltage meters included
+PROBED_VOLTS = (20, 1_000_000)
+NOMINAL = (58, 63, 110, 120, 230, 277, 400, 415, 480, 690)
 VOLTAGES = ("voltage_l1", "voltage", "voltage_l1_l2", "voltage_ln_average")
 
 MARKER = (0x5375, 0x6E53)  # "SunS"
@@ -129,6 +131,51 @@ async def _explain(
         problem=f"{point.name} at {at.start} holds {shown}, which is no {point.unit} in any word order",
         hint=f"Is it a {model}? Compare with the display before you trust another value.",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What frequency and voltages say about a model: values that are possible, near a nominal voltage, impossible."""
+
+    possible: int = 0
+    nominal: int = 0
+    against: int = 0
+
+
+async def weigh(points: Points, reader: Reader) -> Weight:
+    """Look at every frequency and voltage of a model, for a probe that does not know the model yet.
+
+    Raises:
+        Unanswered, Refused: from the reader.
+    """
+    witnesses = [(p, HERTZ) for p in _first(points, ("frequency",))]
+    witnesses += [
+        (p, PROBED_VOLTS)
+        for p in points.all
+        if p.unit == "V" and p.name in VOLTAGES + ("voltage_l2", "voltage_l3")
+    ]
+    bulk = await reader.read(points.spans(p for p, _ in witnesses))
+    possible = nominal = against = 0
+    for point, limits in witnesses:
+        words = bulk.words.get(points.span(point))
+        scale = points.scale(point, bulk.words)
+        if words is None or scale is None:
+            against += 1
+            continue
+        order = points.order_of(point)
+        value = codec.exact(point.type, words, order, scale)
+        if value is None or not any(words):
+            continue
+        thousandths = value.in_scaler(-3)
+        if not limits[0] * 1000 <= thousandths <= limits[1] * 1000:
+            against += 1
+            continue
+        possible += 1
+        if limits is HERTZ:
+            nominal += any(abs(thousandths - hertz * 1000) <= 1000 for hertz in (50, 60))
+        else:
+            nominal += any(abs(thousandths - volts * 1000) <= 150 * volts for volts in NOMINAL)
+    return Weight(possible, nominal, against)
 
 
 # --- SunSpec
