@@ -38,7 +38,7 @@ SECRET_LINE = re.compile(
     r"^(\s*(?:password|token|username)\s*=\s*)(?!\"(?:file|env):|\"\")(.*)$", re.MULTILINE
 )
 PACKAGES = (
-    "opendcu", "numpy", "pymodbus", "cryptography", "msgspec", "click", "fastcrc", "pyserial", "uvloop", "aiomqtt",
+    "opendcu", "numpy", "pymodbus", "cryptography", "msgspec", "click", "fastcrc", "pyserial", "uvloop", "paho-mqtt",
     "paho-mqtt", "awsiotsdk", "awscrt", "onnxruntime", "starlette", "uvicorn",
 )  # fmt: skip
 

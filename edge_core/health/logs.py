@@ -82,7 +82,7 @@ def set_up(
     for name in (
         "pymodbus",
         "paho",
-        "aiomqtt",
+        "paho",
         "asyncio",
         "uvicorn",
         "awscrt",

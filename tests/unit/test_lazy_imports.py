@@ -18,7 +18,7 @@ HEAVY = (
     "uvicorn",
     "pymodbus",
     "cryptography",
-    "aiomqtt",
+    "paho",
     "paho",
     "msgspec",
     "asyncio",

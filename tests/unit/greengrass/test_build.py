@@ -79,7 +79,7 @@ def test_each_component_gets_what_its_roles_need_and_no_more(
         name: {lock.name for lock in builder._closure(architecture, "3.11", extras)}
         for name, extras in EXTRAS.items()
     }
-    core = {"numpy", "pymodbus", "cryptography", "cffi", "msgspec", "click", "fastcrc", "pyserial", "uvloop", "aiomqtt", "paho-mqtt", "awsiotsdk", "awscrt"}  # fmt: skip
+    core = {"numpy", "pymodbus", "cryptography", "cffi", "msgspec", "click", "fastcrc", "pyserial", "uvloop", "paho-mqtt", "awsiotsdk", "awscrt"}  # fmt: skip
     for needed in names.values():
         assert core <= needed
         assert not needed & {
