@@ -85,9 +85,10 @@ def gather(wh: Floats, rng: np.random.Generator, replicas: int) -> tuple[Rows, F
     mixed = features.windows(features.daily(_mixed(wh, rng)), range(count))
     some = rng.random(wh.shape[:2]) < 0.6
     rows.add(features.against_fleet(mixed, fleet), some, anomalous=False, weight=1.2)
-    for _ in range(replicas):
+    for replica in range(replicas):
+        source = _mixed(wh, rng) if replica % 2 else wh
         altered, labels = inject.scatter(
-            wh, rng, kinds=TRAINED_KINDS, days=(8, 60), apart=(57, 80), before=(28, 60)
+            source, rng, kinds=TRAINED_KINDS, days=(8, 60), apart=(57, 80), before=(28, 60)
         )
         pick = np.zeros(wh.shape[:2], np.bool_)
         for label in labels:
@@ -251,7 +252,7 @@ def train(
     return card, encoded, forest
 
 
-def measure(wh: Floats, judge: replay.Judge, seed: int, runs: int = 3) -> dict[str, Any]:
+def measure(wh: Floats, judge: replay.Judge, seed: int, runs: int = 6) -> dict[str, Any]:
     """Scores on held-out households: some runs, half of the meters anomalous in each, all counted together."""
     rng = np.random.default_rng(seed)
     copies, labels = [], []
