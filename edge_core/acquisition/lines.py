@@ -3,7 +3,8 @@
 A line has `slots` (a serial line one). Who waits goes by priority, then by arrival. Meters that failed last time are
 *suspects*: each costs a whole time-out, so they may not cost the others their slots. On a line with one slot or few a
 suspect goes when nobody else waits, and else at most for SHARE of the line's time. On a line with many slots, where
-a silent meter only holds a socket, suspects have a quarter of the slots beside those of the others. There a visit
+a silent meter only holds a socket, suspects have a quarter of the slots beside those of the others, and a few of them
+(one in FEW_OF) while others wait, for asking them costs our own time too. There a visit
 that lasts far longer than the line's visits do hands its slot on and lingers: a meter that died a minute ago does
 not cost the others anything either.
 
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 SHARE = 0.025  # of a line's time for suspects while others wait
+FEW_OF = 32
 FEW_SLOTS = 4  # below this a line is one medium that all speak on
-PATIENCE_MIN_S = 1.0
-PATIENCE_FACTOR = 6.0  # times the usual visit
+PATIENCE_MIN_S = 0.5
+PATIENCE_FACTOR = 4.0  # times the usual visit
 _WEIGHT = 0.05  # of one visit in the mean
 
 W = TypeVar("W")
@@ -77,11 +79,7 @@ class Lane(Generic[W]):
         queue = None
         if self._healthy and self.used < self.slots:
             queue = self._healthy
-        if (
-            self._suspects
-            and self._suspect_may(now)
-            and (queue is None or now >= self._suspects_from)
-        ):
+        if self._suspects and self._suspect_may(now):
             # with both waiting, a suspect goes first: its share is small and counted
             queue = self._suspects
         if queue is None:
@@ -98,7 +96,7 @@ class Lane(Generic[W]):
         if self.suspects_at_once >= max(1, self.slots // 4):
             return False
         if self._wide:
-            return True
+            return not self._healthy or self.suspects_at_once < max(1, self.slots // FEW_OF)
         return self.used < self.slots and (not self._healthy or now >= self._suspects_from)
 
     def patience_s(self) -> float:
