@@ -54,6 +54,7 @@ class Runner:
         self._raw: dict[str, Any] = {}
         self._reloading: asyncio.Task[None] | None = None
         self._stale = False
+        self._fallback = os.environ.get(launch.FALLBACK, "")
 
     async def run(self) -> int:
         """The exit code."""
@@ -143,7 +144,7 @@ class Runner:
         """The self-check is the gateway's own start: files opened, sockets bound, every room begun."""
         await gateway.running.wait()
         deadline.cancel()
-        fallback = os.environ.pop(launch.FALLBACK, "")
+        fallback, self._fallback = self._fallback, ""
         if fallback:
             gateway.alarm(
                 "release-fallback",
