@@ -105,7 +105,7 @@ def test_patience_follows_what_visits_usually_take():
     for n in range(200):
         lane.put(3, "M", "", suspect=False)
         lane.end(lane.take(n), n + 4.0, good=True)
-    assert lane.patience_s() > 20 > quick
+    assert lane.patience_s() > 12 > quick
 
 
 def test_who_is_urgent_is_told_only_when_no_slot_is_free():
