@@ -33,6 +33,8 @@ QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 FLOOR_WH = 2.0
 """Added to half-hourly energies before logarithms: below it a ratio says nothing."""
 SWING_FLOOR = 0.05
+_MOVED = [move % SLOTS for move in range(-22, 23) if abs(move) >= 3]
+"""Half hours by which a clock may be off."""
 FLEET_HALF = 8
 """With so many meters the fleet's level counts half."""
 
@@ -186,7 +188,6 @@ def windows(days: Days, at: Sequence[int], trusted: Mask | None = None) -> Float
     swings = np.sqrt(np.maximum(spread2, 0)) + SWING_FLOOR
     swing = swings[:, :, 0]
     usable = base_n[:, :, 0] >= GOOD_BASE_DAYS
-    turned = _turned(direction)
     usual, turn, usual_swing, turn_swing = _habits(shape, solid, when, direction)
     base_low, base_high = _extremes(figures[:, :, 0], solid, end, BASE_DAYS)
     solid_sums, solid_counts = _Running(kept[:, :, :1]), _Running(_column(solid))
@@ -213,14 +214,14 @@ def windows(days: Days, at: Sequence[int], trusted: Mask | None = None) -> Float
         columns.append(backward - forward)
         columns.append((forward - usual) / usual_swing * np.sqrt(width))
         columns.append((backward - forward - turn) / turn_swing * np.sqrt(width))
-        columns.append(np.einsum("mds,mdrs->mdr", mean_shape, turned).max(axis=2) - forward)
+        columns.append(_best_turn(mean_shape, direction) - forward)
         columns.append(np.sqrt((mean_shape**2).sum(axis=2)) - coherence)
         columns.append(_rare(solid_sums, solid_counts, when, width, level))
     columns += [base[:, :, 0], swing]
     columns += [base[:, :, _DAILY.index(name)] for name in _BASE_FIGURES]
     columns.append(coherence)
     columns.append((direction * direction[:, :, ::-1]).sum(axis=2))
-    columns.append(np.einsum("mds,mdrs->mdr", direction, turned).max(axis=2))
+    columns.append(_best_turn(direction, direction))
     out = np.stack(columns, axis=2).astype(np.float32)
     out[~usable] = np.nan
     return out
@@ -319,10 +320,15 @@ def _rare(
     return outside
 
 
-def _turned(direction: Floats) -> Floats:
-    """The shape moved by 2 to 22 half hours either way, shape (meters, days, 42, 48)."""
-    moves = [m for m in range(-22, 23) if abs(m) >= 3]
-    return np.stack([np.roll(direction, m, axis=2) for m in moves], axis=2)
+def _best_turn(shape: Floats, direction: Floats) -> Floats:
+    """The best fit of shapes to directions that are moved by 3 to 22 half hours either way, shape (meters, days).
+
+    All moves at once, as a circular correlation.
+    """
+    product = np.fft.rfft(shape, axis=2) * np.conj(np.fft.rfft(direction, axis=2))
+    fits = np.fft.irfft(product, SLOTS, axis=2)
+    best: Floats = fits[:, :, _MOVED].max(axis=2)
+    return best
 
 
 def _extremes(
