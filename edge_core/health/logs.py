@@ -82,7 +82,6 @@ def set_up(
     for name in (
         "pymodbus",
         "paho",
-        "paho",
         "asyncio",
         "uvicorn",
         "awscrt",
