@@ -173,11 +173,13 @@ class Plant:
             after = page[-1].id
         return found
 
-    def truth(self, *, kinds: tuple[str, ...] = ("interval", "midnight")) -> dict[Identity, Any]:
-        """Every row that the DLMS meters ever captured."""
+    def truth(
+        self, *, kinds: tuple[str, ...] = ("interval", "midnight"), held: bool = False
+    ) -> dict[Identity, Any]:
+        """Every row that the DLMS meters ever captured; `held`: those of the meters that are still in their places."""
         out: dict[Identity, Any] = {}
         for entry in self.fleet.truth():
-            if entry["kind"] not in kinds:
+            if entry["kind"] not in kinds or (held and not entry["held"]):
                 continue
             occurrence = dict(map(tuple, entry["occ"]))
             for (obis, _, _, attribute), cells in zip(entry["cols"], entry["values"], strict=True):
@@ -216,13 +218,14 @@ async def plant(tmp_path: Path) -> AsyncIterator[Make]:
     made: list[Plant] = []
 
     async def make(
-        *, dlms: int | dict[str, Any] = 0, modbus: int | dict[str, Any] = 0, history_s: int = 6 * 3600,
+        *, dlms: int | dict[str, Any] | list[Any] = 0, modbus: int | dict[str, Any] = 0, history_s: int = 6 * 3600,
         began: float = T0, **settings: Any,
     ) -> Plant:  # fmt: skip
         def group(kind: Any, wanted: Any) -> tuple[Any, ...]:
             if not wanted:
                 return ()
-            return (kind(**({"count": wanted} if isinstance(wanted, int) else wanted)),)
+            groups = wanted if isinstance(wanted, list) else [wanted]
+            return tuple(kind(**({"count": g} if isinstance(g, int) else g)) for g in groups)
 
         spec = FleetSpec(
             dlms=group(DlmsGroup, dlms), modbus=group(ModbusGroup, modbus), history_s=history_s

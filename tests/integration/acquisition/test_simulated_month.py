@@ -1,0 +1,126 @@
+"""Simulated days in seconds: meters die, return, lose rows, power and time, are swapped; the gateway restarts.
+
+At the end the ledger agrees with the meters' own books to the interval, and the figures of every day reconcile.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from edge_core.acquisition.causes import CAUSES
+from edge_core.acquisition.completeness import figures
+from edge_core.gateway.daily import account_of
+from tests.integration.acquisition.conftest import T0, Make, Plant
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+
+KOLKATA = ZoneInfo("Asia/Kolkata")
+LOAD = "1.0.99.1.0.255"
+
+
+async def something_happens(p: Plant, rng: random.Random) -> None:
+    """One accident of an hour."""
+    what = rng.choice(
+        ["silent", "refuse", "garbage", "wrong-key", "rows-missing", "step-back", "power", "swap", "restart", "modbus"]
+    )  # fmt: skip
+    meter = rng.choice(p.fleet.dlms)
+    hours = rng.choice([1, 2, 5, 9])
+    if what == "restart":
+        await p.stop()
+        p.clock.advance(rng.choice([10, 1000, 4000, 9000]))
+        p.start()
+        await p.settle()
+    elif what == "modbus":
+        p.fault(rng.choice(p.fleet.modbus).id, "silent", hours * 3600)
+    elif what == "step-back":
+        await p.fleet.obey({"do": "step-back", "meter": meter.id, "periods": rng.choice([1, 2, 5])})
+    elif what == "swap":
+        if rng.random() < 0.3 and meter.device.off_since is None:
+            meter.swap()
+    elif what == "power":
+        if meter.device.off_since is None:
+            meter.device.power_off(p.clock.now())
+        else:
+            meter.device.power_on(p.clock.now())
+    else:
+        p.fault(meter.id, what, hours * 3600)
+
+
+def times_of(runs: Any) -> set[int]:
+    return {t for run in runs for t in range(run.first, run.last + 1, run.step or 1)}
+
+
+@pytest.mark.parametrize(
+    ("seed", "days"),
+    [
+        (1, 4),
+        pytest.param(2, 10, marks=pytest.mark.slow),
+        pytest.param(3, 30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+)
+async def test_the_ledger_agrees_with_the_meters_books(plant: Make, seed: int, days: int) -> None:
+    rng = random.Random(seed)
+    p = await plant(
+        dlms=[3, {"count": 2, "model": "idis", "line": "feeder-2"}],
+        modbus=2,
+        history_s=86_400,
+        line={"timeout_s": 0.3},
+    )
+    await p.settle()
+    end = T0 + days * 86_400
+    while p.clock.now() < end:
+        if rng.random() < 0.12:
+            await something_happens(p, rng)
+        await p.advance(3600)
+    for meter in p.fleet.all():
+        for fault in ("silent", "refuse", "garbage", "wrong-key", "rows-missing"):
+            meter.faults.end(fault)
+    for meter in p.fleet.dlms:
+        meter.device.power_on(p.clock.now())
+    await p.advance(8 * 3600)
+    await p.all_read()
+
+    stored, ever = p.stored(), p.truth()
+    dlms = {m.id for m in p.fleet.dlms}
+    ours = {key: n for key, n in stored.items() if key[0] in dlms}
+    assert sorted(p.truth(held=True).keys() - ours.keys())[:3] == []  # nothing is lost
+    assert sorted(ours.keys() - ever.keys())[:3] == []  # nor invented
+    assert {key: n for key, n in ours.items() if n != 1} == {}  # nor doubled
+    assert [key for key in ours if ever[key] != p.values[key]][:3] == []  # nor altered
+
+    books: dict[tuple[str, str, str], set[int]] = {}
+    for key in ours:
+        books.setdefault(key[:3], set()).add(key[3])
+    for meter in p.fleet.dlms:
+        for entry in p.journal.ledger(meter.id):
+            known = times_of(entry.runs)
+            assert known == books[meter.id, entry.device, entry.profile]
+            missing = {
+                t for hole in entry.holes for t in range(hole.first, hole.last + 1, entry.period)
+            }
+            assert not missing & known
+            if entry.period == 900:
+                grid = set(range(min(known), max(known) + 1, 900))
+                assert missing == grid - known
+            assert all(hole.cause in CAUSES for hole in entry.holes), entry.holes
+            assert entry.due == entry.captured + sum(hole.rows for hole in entry.holes)
+
+    for unit in p.fleet.modbus:
+        (entry,) = [e for e in p.journal.ledger(unit.id) if e.profile == LOAD]
+        known = times_of(entry.runs)
+        missing = {t for hole in entry.holes for t in range(hole.first, hole.last + 1, 900)}
+        assert known | missing == set(range(min(known), max(known) + 1, 900))
+        assert {hole.cause for hole in entry.holes} <= {"line-silent", "gateway-off"}
+
+    for state in p.poller.meters.values():
+        account = account_of(state, p.journal)
+        for back in range(days + 1):
+            day = dt.datetime.fromtimestamp(T0 + back * 86_400, KOLKATA).date()
+            for found in figures(account, day, KOLKATA, p.clock.now()).values():
+                assert found.due == found.captured + found.missing.total() + found.excused
+                assert set(found.missing) <= CAUSES
