@@ -109,6 +109,10 @@ def _lint(text: str) -> Iterator[Found]:
     except yaml.YAMLError as error:
         yield "yaml", "recipe", " ".join(str(error).split())
         return
+    yield from _recipe(recipe)
+
+
+def _recipe(recipe: Any) -> Iterator[Found]:
     if not isinstance(recipe, dict):
         yield "yaml", "recipe", "is no map"
         return
@@ -189,7 +193,7 @@ def _platform(platform: Mapping[str, Any], place: str) -> Iterator[Found]:
     for key, value in platform.items():
         if str(value).startswith("/"):
             yield "platform", f"{place}.{key}", "is a regular expression"
-    if "architecture" in platform and platform["architecture"] not in ARCHITECTURES:
+    if "architecture" in platform and str(platform["architecture"]) not in ARCHITECTURES:
         yield "platform", place, f"architecture is {platform['architecture']!r}"
 
 
@@ -354,19 +358,24 @@ def _policy(service: str, policy: Any, place: str) -> Iterator[Found]:
         yield "access", place, "is no map"
         return
     yield from _keys(policy, POLICY, place)
-    operations, resources = policy.get("operations") or [], policy.get("resources") or []
+    operations, resources = _texts(policy.get("operations")), _texts(policy.get("resources"))
     if not operations or not set(operations) <= OPERATIONS[service]:
-        yield "access", place, f"operations are {operations}"
+        yield "access", place, f"operations are {policy.get('operations')}"
     if not resources:
         yield "access", place, "has no resources"
     for resource in resources:
         publishes = any("Publish" in operation for operation in operations)
-        if "?" in str(resource) or "{" in str(resource):
+        if "?" in resource or "{" in resource:
             yield "access", place, f"{resource} has a ? or a variable"
-        elif not str(resource).strip("*#+/"):
+        elif not resource.strip("*#+/"):
             yield "access", place, f"{resource} is everything"
-        elif publishes and re.search(r"(^|/)(down/|[*#]$)", str(resource)):
+        elif publishes and re.search(r"(^|/)(down/|[*#]$)", resource):
             yield "access", place, f"{resource} lets acks be published: only the cloud may"
+
+
+def _texts(value: Any) -> list[str]:
+    """The entries of a list, as text; [] for what is no list."""
+    return [str(entry) for entry in value] if isinstance(value, list) else []
 
 
 def _dependencies(dependencies: Any) -> Iterator[Found]:

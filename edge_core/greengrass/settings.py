@@ -91,6 +91,10 @@ def overrides_of(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
                     mistakes.append(_mistake(f"{SET}.{dotted}", "is no <table>.<key>", hint))
                 else:
                     state(f"{SET}.{dotted}", (table, key), inner)
+        elif name == SET and value not in ("", None):
+            mistakes.append(_mistake(SET, "is no map of <table>.<key>"))
+        elif name == FILE and not isinstance(value, str | None):
+            mistakes.append(_mistake(FILE, "is no path"))
         elif name not in (FILE, SET, *OF_THE_NUCLEUS):
             mistakes.append(_mistake(name, "unknown key", did_you_mean(name, (*KEYS, FILE, SET))))
     if mistakes:

@@ -85,7 +85,8 @@ class Nucleus:
         self.failures: dict[str, list[Any]] = {}
         self.hung: set[str] = set()
         self.broker_answers = True
-        self.unacked: deque[int] = deque()
+        self.unacked: deque[int] = deque()  # swallowed while the broker does not answer
+        self.in_flight: dict[int, int] = {}  # octets by packet id, until the broker's PUBACK
         self.thawed = asyncio.Event()
         self.thawed.set()
         self.mqtt = self._bridge(broker) if broker else None
@@ -101,6 +102,10 @@ class Nucleus:
         client.on_message = lambda c, u, m: loop.call_soon_threadsafe(
             self.deliver, m.topic, bytes(m.payload)
         )
+        client.on_publish = lambda c, u, mid, *_: loop.call_soon_threadsafe(
+            self.in_flight.pop, mid, None
+        )
+        client.max_inflight_messages_set(100)
         client.on_connect = lambda c, *_: [
             c.subscribe(f, qos=1) for _, f in list(self.streams.values()) if f
         ]
@@ -204,14 +209,18 @@ class Nucleus:
 
     def on_PublishToIoTCore(self, writer: Any, stream: int, body: dict[str, Any]) -> Any:
         payload = base64.b64decode(body.get("payload") or "")
+        waiting = [*self.unacked, *self.in_flight.values()]
+        if self.kind == "lite" and (
+            len(waiting) >= MOST_PACKETS or sum(waiting) + len(payload) > MOST_OCTETS
+        ):
+            self.counts["full"] += 1
+            return None
         if self.kind == "lite" and not self.broker_answers:
-            if len(self.unacked) >= MOST_PACKETS or sum(self.unacked) + len(payload) > MOST_OCTETS:
-                return None
             self.unacked.append(len(payload))
             return {}  # into the void
         self.published.append((body["topicName"], base64.b64encode(payload).decode()))
         if self.mqtt is not None:
-            self.mqtt.publish(body["topicName"], payload, qos=1)
+            self.in_flight[self.mqtt.publish(body["topicName"], payload, qos=1).mid] = len(payload)
         return {}
 
     def on_SubscribeToIoTCore(self, writer: Any, stream: int, body: dict[str, Any]) -> Any:

@@ -182,7 +182,8 @@ class GreengrassClient:
         link, self._link = self._link, None
         if link is None:
             return
-        await self._ipc.drop() if not link.over else link.end("")
+        if not link.over:
+            await self._ipc.drop()
         if self._watch is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):

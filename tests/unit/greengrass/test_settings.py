@@ -106,6 +106,20 @@ def test_every_mistake_is_told_at_once() -> None:
     assert "FleetFile: is no text" in text
 
 
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"Set": ["a"]}, "Set: is no map"),
+        ({"Set": "alarms.batch_ms=1"}, "Set: is no map"),
+        ({"ConfigFile": ["/etc/x"]}, "ConfigFile: is no path"),
+        ({"ConfigFile": 1}, "ConfigFile: is no path"),
+    ],
+)
+def test_another_shape_is_a_mistake(raw: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigErrors, match=told):
+        overrides_of(raw)
+
+
 def test_a_wrong_value_is_named_with_its_table_and_key(work: Path) -> None:
     raw = {"MaxMessageBytes": "many", "Set": {"gateway.timezone": "Mars/Base"}}
     with pytest.raises(ConfigErrors) as caught:
