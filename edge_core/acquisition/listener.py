@@ -1,4 +1,7 @@
-"""The listener: data-notifications and last gasps, by UDP and TCP.
+"""The listener: data-notifications and last gasps, by UDP and TCP, and on the lines of meters that only speak.
+
+Meters whose model has no profiles are never asked: their line (a serial HAN port, or a serial server's TCP port) is
+opened here, heard, and opened again by its path when it fails. Values become rows of kind instantaneous (`pushed`).
 
 A last gasp is heard in one datagram and leaves at once: the journal's alarms lane hands it to the sender before its
 commit. The UDP socket has a thread of its own and a large receive buffer, so that five thousand meters may gasp in
@@ -22,10 +25,11 @@ import socket
 import struct
 import threading
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from edge_core import errors
+from edge_core.acquisition.pushed import Values
 from edge_core.config.models import DlmsModel
 from edge_core.config.tables import ConfigErrors
 from edge_core.domain import make_alarm
@@ -37,18 +41,21 @@ from edge_core.protocols.dlms.datetime import (
     ClockRules,
     decode_datetime,
 )
+from edge_core.protocols.dlms.push_frames import PushFrames
 from edge_core.protocols.dlms.security import SecurityContext
-from edge_core.protocols.dlms.wrapper import WrapperReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from concurrent.futures import Future
 
     from edge_core.acquisition.drivers import Counters
     from edge_core.clock import Clock
     from edge_core.config.keys import KeyRing
-    from edge_core.config.schema import Config, Meter
+    from edge_core.config.models import PushSetup
+    from edge_core.config.schema import Config, Line, Meter
     from edge_core.journal import Journal
     from edge_core.journal.datadir import Memories
+    from edge_core.transports.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +66,21 @@ MAX_STREAMS = 256
 STREAM_S = 120.0
 RECENT_SENDERS = 4096
 REFRESH_S = 0.2
+LINE_PAUSE_S = 0.5
+LINE_PAUSE_MAX_S = 30.0
 SO_RXQ_OVFL = 40  # Linux: the kernel adds its drop count to each datagram
 SO_RCVBUFFORCE = 33
 
 PROTECTION_BITS = {"none": 0, "authenticated": 1, "encrypted": 2, "authenticated-encrypted": 3}
+
+
+def line_name(line: str) -> str:
+    """How a line that is only heard is named as a sender."""
+    return f"line {line}"
+
+
+def _same(envelope: push.Envelope) -> push.Envelope:
+    return envelope
 
 
 class Listener:
@@ -70,7 +88,8 @@ class Listener:
 
     Attributes:
         counts: heard, alarms, repeated, and one count per cause of refusal: malformed, unknown-sender, tag-invalid,
-            replayed, downgraded, no-keys, no-alert, kernel-drops.
+            replayed, downgraded, no-keys, no-alert, kernel-drops; lines-opened; values, and for pushes of values that made no row
+            no-values, no-device, wrong-meter, thinned, not-stored.
     """
 
     def __init__(
@@ -98,6 +117,8 @@ class Listener:
         self._streams: set[asyncio.Task[None]] = set()
         self._closing = False
         self._refreshed = float("-inf")
+        self._values = Values(memories.get, memories.put)
+        self._lines: list[asyncio.Task[None]] = []
         for meter in config.meters.values():
             model = config.models[meter.model]
             if isinstance(model, DlmsModel):
@@ -107,6 +128,8 @@ class Listener:
         if meter.title:
             self._by_title[bytes.fromhex(meter.title)] = meter.id
         host = self._config.address_of(meter).host
+        if not model.profiles:
+            self._by_host.setdefault(line_name(meter.line), []).append(meter.id)
         if host:
             self._by_host.setdefault(host, []).append(meter.id)
         if model.name not in self._schemas:
@@ -135,6 +158,67 @@ class Listener:
                     self._accept, host, int(port), limit=MAX_APDU * 2
                 )
                 self._servers.append(server)
+        for name in dict.fromkeys(
+            m.line for m in self._config.meters.values() if self._only_speaks(m)
+        ):
+            line = self._config.lines[name]
+            if line.transport != "udp":
+                task = asyncio.create_task(self._hear_line(line), name=f"push line {name}")
+                self._lines.append(task)
+
+    def _only_speaks(self, meter: Meter) -> bool:
+        model = self._config.models[meter.model]
+        return isinstance(model, DlmsModel) and not model.profiles
+
+    async def _hear_line(self, line: Line) -> None:
+        """A line that is only listened to, for ever; opened again, by its path or address, when it fails."""
+        pause_s = LINE_PAUSE_S
+        told = ""
+        while True:
+            try:
+                stream = await self._open_line(line)
+                self.counts["lines-opened"] += 1
+                try:
+                    async for _ in self._heard_on(line, stream):
+                        pause_s, told = LINE_PAUSE_S, ""
+                finally:
+                    await stream.close()
+            except (OSError, errors.ProtocolError) as error:
+                if str(error) != told:  # once until it changes or the line is back
+                    log.warning("line %s: %s; it is opened again", line.id, error)
+                    told = str(error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LINE_PAUSE_MAX_S)
+
+    async def _open_line(self, line: Line) -> Stream:
+        if line.transport == "serial":
+            from edge_core.transports.serial import SerialStream
+
+            return SerialStream(
+                line.device, baudrate=line.baudrate, parity=line.parity, stopbits=line.stopbits
+            )
+        from edge_core.transports import tcp
+
+        meter = next(m for m in self._config.meters.values() if m.line == line.id)
+        address = self._config.address_of(meter)
+        return await tcp.connect(address.host, address.port)
+
+    async def _heard_on(self, line: Line, stream: Stream) -> AsyncIterator[None]:
+        """Yields after each stretch of octets that was heard."""
+        frames = PushFrames("serial" if line.framing == "hdlc" else line.framing)
+        sender = line_name(line.id)
+        while True:
+            try:
+                octets = await stream.read(STREAM_S)
+            except TimeoutError:
+                frames.silent()
+                continue
+            before = frames.damaged
+            for envelope in frames.feed(octets):
+                self._guarded(functools.partial(_same, envelope), sender)
+            for _ in range(frames.damaged - before):
+                self._drop("malformed", sender)
+            yield
 
     @property
     def ports(self) -> list[int]:
@@ -183,16 +267,18 @@ class Listener:
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One TCP sender: WPDUs until it hangs up, is silent, or breaks the framing."""
         sender = (writer.get_extra_info("peername") or ("?",))[0]
-        frames = WrapperReader(MAX_APDU)
+        frames = PushFrames()
         try:
             while len(self._streams) <= MAX_STREAMS:
                 async with asyncio.timeout(STREAM_S):
                     octets = await reader.read(65_536)
                 if not octets:
                     return
-                frames.feed(octets)
-                while (wpdu := frames.next()) is not None:
-                    self._guarded(functools.partial(push.envelope, wpdu), sender)
+                damaged = frames.damaged
+                for envelope in frames.feed(octets):
+                    self._guarded(functools.partial(_same, envelope), sender)
+                for _ in range(frames.damaged - damaged):
+                    self._drop("malformed", sender)
         except errors.ProtocolError:
             self._drop("malformed", sender)
         except (TimeoutError, ConnectionError):
@@ -213,9 +299,10 @@ class Listener:
             receiver.close()
         for server in self._servers:
             server.close()
-        for task in list(self._streams):
+        tasks = [*self._streams, *self._lines]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._streams, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for thread in self._threads:
             await asyncio.to_thread(thread.join, 1.0)
 
@@ -231,6 +318,13 @@ class Listener:
 
     def hear(self, datagram: bytes, sender: str) -> None:
         """One datagram from a sender's address. Never raises; any thread."""
+        if datagram[:1] in (b"\x7e", b"\x68"):  # frames of a serial line in a datagram
+            frames = PushFrames()
+            for envelope in frames.feed(datagram):
+                self._guarded(functools.partial(_same, envelope), sender)
+            if frames.damaged:
+                self._drop("malformed", sender)
+            return
         self._guarded(functools.partial(push.open_datagram, datagram), sender)
 
     def _guarded(self, unpack: Callable[[], push.Envelope], sender: str) -> None:
@@ -331,10 +425,8 @@ class Listener:
         title = envelope.title
         schemas = self._schemas[model.name]
         notification = push.read(opened.plain, schemas)
-        wanted = next(
-            (s.protection for s in model.push.values() if str(s.obis) == notification.setup),
-            "authenticated-encrypted",
-        )
+        known = self._setup_of(model, notification)
+        wanted = known.protection if known is not None else "authenticated-encrypted"
         if PROTECTION_BITS[wanted] & ~PROTECTION_BITS[envelope.protection]:
             raise errors.Downgraded(f"{envelope.protection} where the model says {wanted}")
         if opened.authenticated:  # an unverified counter is never stored
@@ -346,7 +438,50 @@ class Listener:
                 raise errors.Replayed(f"counter {envelope.counter} was heard before")
             if title and self._by_title.get(title) != meter_id:
                 self._by_title[title] = meter_id
-        self._raise(meter_id, model.name, notification, authenticated=opened.authenticated)
+        setup = self._setup_of(model, notification)
+        if setup is not None and setup.carries == "values":
+            self._keep(meter, model, setup, notification, authenticated=opened.authenticated)
+        else:
+            self._raise(meter_id, model.name, notification, authenticated=opened.authenticated)
+
+    @staticmethod
+    def _setup_of(model: DlmsModel, notification: push.Notification) -> PushSetup | None:
+        """The push setup that a notification names, else the only one that the model has."""
+        for setup in model.push.values():
+            if str(setup.obis) == notification.setup:
+                return setup
+        setups = list(model.push.values())
+        return setups[0] if len(setups) == 1 and not notification.setup else None
+
+    def _keep(
+        self,
+        meter: Meter,
+        model: DlmsModel,
+        setup: PushSetup,
+        notification: push.Notification,
+        *,
+        authenticated: bool,
+    ) -> None:
+        """Pushed values to the journal."""
+        block, why = self._values.block(
+            meter,
+            model,
+            setup,
+            notification,
+            self._rules[model.name],
+            now=self._clock.now(),
+            synchronised=self._clock.synchronised(),
+            authenticated=authenticated,
+        )
+        if block is None:
+            self.counts[why] += 1
+            return
+        self.counts["values"] += 1
+        self._journal.append(block, durable="soon").add_done_callback(self._stored)
+
+    def _stored(self, done: Future[Any]) -> None:
+        if not done.cancelled() and done.exception() is not None:
+            self.counts["not-stored"] += 1
 
     def _raise(
         self, meter: str, model: str, notification: push.Notification, *, authenticated: bool

@@ -145,7 +145,9 @@ class Poller:
         ):
             rule = parse_rule(text)
             has = (
-                any(k.startswith(kind) for k in kinds_of(model)) if kind else not is_sampled(model)
+                any(k.startswith(kind) for k in kinds_of(model))
+                if kind
+                else not is_sampled(model) and bool(kinds_of(model))  # some meters only push
             )
             if rule is not None and has:
                 spread = rule.period_s if isinstance(rule, Every) else SPREAD_OF_MIDNIGHT_S

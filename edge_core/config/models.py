@@ -75,6 +75,22 @@ class UnitName(str):
         return cls(value)
 
 
+class PushScale(str):
+    """Scaler and unit of a pushed value: `1 Wh`, `-2 A`, `0`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> PushScale:
+        """The text; ValueError for anything else."""
+        match = (
+            re.fullmatch(r"(-?[0-9]{1,2})(?: (\S+))?", value) if isinstance(value, str) else None
+        )
+        if match is None or (match[2] or "") not in UNITS:
+            raise ValueError(f'{value!r} is no scaler and unit; write "1 Wh", "-2 A" or "0"')
+        return cls(value)
+
+
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One table of a model file."""
 
@@ -212,6 +228,8 @@ class PushSetup(_Table, frozen=True, kw_only=True):
         alert: logical name of the alert word in it; "" = none.
         alarms: bit of the alert word (as text, 0 = first) or value to alarm code, with its phases: phase-outage:L1.
         protection: least protection; less is kept aside, shown and never published.
+        scales: logical name to "scaler unit" of values whose scaler is not sent: "1 Wh", "-2 A".
+        every_s: rows of values closer together than this many seconds are thinned out; 0 = all are kept.
     """
 
     obis: ObisCode
@@ -221,6 +239,8 @@ class PushSetup(_Table, frozen=True, kw_only=True):
     alert: MaybeObis = MaybeObis("")
     alarms: dict[str, str] = {}
     protection: Protection = "authenticated-encrypted"
+    scales: dict[str, PushScale] = {}
+    every_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
 
 
 class Quirks(_Table, frozen=True, kw_only=True):
