@@ -261,7 +261,7 @@ async def test_another_device_is_noticed_and_proven_anew(bench: Make) -> None:
     await driver.close()
     assert device.serial == b.meter.device.serial != first["serial"]
     assert device.title == b.meter.device.title
-    assert b.memories[b.meter.id]["profile.interval"]["device"] == device.serial
+    assert b.memories[b.meter.id]["proof.interval"][0] == device.serial
 
 
 async def test_a_layout_that_no_longer_fits_is_proven_again(bench: Make) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from edge_core.acquisition.drivers import Device, ProfileRequest
 from edge_core.acquisition.drivers.dlms import registers
 from edge_core.acquisition.drivers.dlms.learned import (
@@ -23,6 +21,7 @@ from edge_core.acquisition.drivers.dlms.learned import (
     capture_objects,
     clock_rules,
     plan_of,
+    remember,
     remembered,
     scaler_row,
     scaler_unit,
@@ -355,7 +354,7 @@ class Driver:
 
     async def _learn(self, kind: str, profile: Profile, serial: str) -> Learned:
         """Capture objects and scalers, from memory while they hold."""
-        known = remembered(self._memory.get(f"profile.{kind}"))
+        known = remembered(self._memory.get, kind)
         if known is not None and known.holds(serial, self._clock.now()):
             return known
         return await self._prove(kind, profile, serial)
@@ -386,7 +385,7 @@ class Driver:
         )
         with self.session.step(f"GET {obis}:3"):
             plan_of(learned, profile, self._rules)
-        self._memory.put(f"profile.{kind}", msgspec.to_builtins(learned))
+        remember(self._memory.put, kind, learned)
         return learned
 
     async def _capture_objects(self, obis: Obis) -> tuple[CaptureObject, ...]:

@@ -20,6 +20,8 @@ from edge_core.protocols.dlms.datetime import LOCAL_TO_UTC, UTC_TO_LOCAL, ClockR
 from edge_core.protocols.dlms.profile import Plan, ScalerUnit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_core.config.models import DlmsModel, Profile
 
 MAX_CAPTURE_OBJECTS: Final = 256
@@ -55,12 +57,23 @@ class Learned(msgspec.Struct, frozen=True):
         return self.device == device and 0 <= now - self.proven_at < PROVEN_FOR_S
 
 
-def remembered(value: Any) -> Learned | None:
-    """What `Memory.get` gave, or None when it is nothing that we can read (an older release wrote it)."""
-    if value is None:
+def remember(put: Callable[[str, Any], None], kind: str, learned: Learned) -> None:
+    """Keep what was learned of a kind of profile, in two values: what like meters share, and what is this meter's own.
+
+    A memory holds equal values once, and what a fleet of one model says of its profiles is equal.
+    """
+    value = msgspec.to_builtins(learned)
+    put(f"proof.{kind}", [value.pop("device"), value.pop("proven_at")])
+    put(f"profile.{kind}", value)
+
+
+def remembered(get: Callable[[str], Any], kind: str) -> Learned | None:
+    """What `remember` kept, or None when it is nothing that we can read (an older release wrote it)."""
+    value, proof = get(f"profile.{kind}"), get(f"proof.{kind}")
+    if not isinstance(value, dict) or not isinstance(proof, list) or len(proof) != 2:
         return None
     try:
-        return msgspec.convert(value, Learned)
+        return msgspec.convert(value | {"device": proof[0], "proven_at": proof[1]}, Learned)
     except msgspec.ValidationError:
         return None
 
