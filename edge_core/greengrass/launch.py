@@ -288,7 +288,10 @@ def main(arguments: list[str]) -> int:
     artifacts = Path(__file__).resolve().parent
     try:
         if len(arguments) == 2 and arguments[0] == "install":
-            _say(f"{install(Path(arguments[1]).resolve(), artifacts).name} is installed")
+            target = install(Path(arguments[1]).resolve(), artifacts)
+            sys.stdout.write(
+                f"opendcu: {target.name} is installed\n"
+            )  # classic takes stderr for warnings
             return 0
         if len(arguments) >= 3 and arguments[0] == "run":
             run(Path(arguments[1]).resolve(), arguments[2], artifacts, arguments[3:])

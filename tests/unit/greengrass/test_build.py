@@ -206,8 +206,8 @@ def test_the_best_wheel_that_a_box_takes_is_chosen(copy: Path, tmp_path: Path) -
 
 
 def test_what_cannot_be_built_is_named(builder: Builder, copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"no component Gatway; known: io\.opendcu\.Gateway"):
-        builder.build(["Gatway"])
+    with pytest.raises(BuildError, match=r"no component Concentrator; known: io\.opendcu\.Gateway"):
+        builder.build(["Concentrator"])
     with pytest.raises(BuildError, match=r"--python 311: expected as in 3\.11"):
         Builder(ROOT, tmp_path, pythons=["311"])
     with pytest.raises(BuildError, match="no wheels are known for arm"):
