@@ -24,7 +24,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Like DLMS meters.
 
     Attributes:
-        model: is15959-3ph or idis.
+        model: is15959-3ph, is15959-1ph, is15959-ct, idis or smr5.
         security: none, lls, hls2 or hls5.
         framing: wrapper or hdlc.
         transport: tcp, or udp for the wrapper.

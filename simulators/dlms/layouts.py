@@ -1,14 +1,14 @@
 """What the simulated models offer: profiles and their columns, registers, nameplates, associations.
 
-Two models: `is15959-3ph` (India, IS 15959 part 2: energy per block, scaler profiles in another column order, deviation
-from UTC to local) and `idis` (cumulative registers with a status column, scalers in attribute 3 of each register,
-deviation from local to UTC). `source` of a column says which of the meter's quantities fills it; `device` computes it.
+`is15959-3ph`, `-1ph` and `-ct` (India, IS 15959: energy per block, scaler profiles in another column order, deviation
+from UTC to local), `idis` and `smr5` (cumulative registers with a status column, scalers in attribute 3 of each
+register, deviation from local to UTC). `source` of a column says which of the meter's quantities fills it; `device` computes it.
 Facts: /metering/obis.csv of the project's shared data; DLMS UA Blue Book for classes and units.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 UNIT_CODES = {
     "": 255, "count": 255, "min": 6, "s": 7, "degC": 9, "W": 27, "VA": 28, "var": 29, "Wh": 30, "VAh": 31, "varh": 32,
@@ -283,8 +283,100 @@ IDIS = Layout(
     counters={1: "0.0.43.1.0.255"},
 )
 
-LAYOUTS = {layout.name: layout for layout in (IS15959, IDIS)}
 
-POWER_FAILED = {"is15959-3ph": (2, 101), "idis": (0, 1)}
+def _indian(
+    name: str,
+    block_load: tuple[Column, ...],
+    daily: tuple[Column, ...],
+    billing: tuple[Column, ...],
+    instantaneous: tuple[Column, ...],
+    nameplate: dict[str, str | int],
+) -> Layout:
+    """A sibling of the three-phase meter of IS 15959-2."""
+    own = {"interval": block_load, "midnight": daily, "billing": billing}
+    return replace(
+        IS15959,
+        name=name,
+        profiles=tuple(
+            replace(p, columns=own[p.kind]) if p.kind in own else p for p in IS15959.profiles
+        ),
+        instantaneous=instantaneous,
+        nameplate=IS15959.nameplate | nameplate,
+    )
+
+
+_ONE_PHASE = _indian(
+    "is15959-1ph",
+    (
+        Column("1.0.12.27.0.255", "V", -1, "volt:0", 2),
+        *_energy(
+            ("1.0.1.29.0.255", "Wh", 0, "block:import"),
+            ("1.0.9.29.0.255", "VAh", 0, "block:vah"),
+            ("1.0.2.29.0.255", "Wh", 0, "block:export"),
+        ),
+    ),
+    _energy(("1.0.1.8.0.255", "Wh", 0, "sum:import"), ("1.0.9.8.0.255", "VAh", 1, "sum:vah")),
+    (
+        Column("0.0.0.1.2.255", "", 0, "date", 12),
+        *_energy(("1.0.1.8.0.255", "Wh", 0, "sum:import"), ("1.0.9.8.0.255", "VAh", 1, "sum:vah")),
+        Column("1.0.1.6.0.255", "W", 0, "max:import", class_id=4),
+        Column("1.0.1.6.0.255", "", 0, "max-time:import", 12, 5, 4),
+    ),
+    (
+        Column("1.0.12.7.0.255", "V", -1, "volt-now:0", 2),
+        Column("1.0.11.7.0.255", "A", -3, "amp-now:0"),
+        Column("1.0.13.7.0.255", "", -3, "factor", 2),
+        Column("1.0.14.7.0.255", "Hz", -2, "frequency", 2),
+        Column("1.0.9.7.0.255", "VA", 0, "power:vah"),
+        Column("1.0.1.7.0.255", "W", 0, "power:import"),
+        *_energy(("1.0.1.8.0.255", "Wh", 0, "sum:import"), ("1.0.9.8.0.255", "VAh", 1, "sum:vah")),
+        Column("0.0.96.7.0.255", "count", 0, "failures", 2, class_id=1),
+    ),
+    {"0.0.94.91.9.255": 1, "0.0.94.91.11.255": "D1"},
+)
+
+_TRANSFORMER = _indian(
+    "is15959-ct",
+    (
+        *_BLOCK_LOAD[:6],
+        *_energy(
+            ("1.0.1.29.0.255", "Wh", 1, "block:import"),
+            ("1.0.5.29.0.255", "varh", 0, "block:q1"),
+            ("1.0.8.29.0.255", "varh", 0, "block:q4"),
+            ("1.0.9.29.0.255", "VAh", 1, "block:vah"),
+        ),
+    ),
+    _energy(
+        ("1.0.1.8.0.255", "Wh", 1, "sum:import"),
+        ("1.0.5.8.0.255", "varh", 0, "sum:q1"),
+        ("1.0.8.8.0.255", "varh", 0, "sum:q4"),
+        ("1.0.9.8.0.255", "VAh", 1, "sum:vah"),
+    ),
+    _BILLING,
+    _INSTANTANEOUS,
+    {
+        "0.0.94.91.12.255": "-/5A",
+        "1.0.0.4.2.255": 40,
+        "1.0.0.4.3.255": 1,
+    },
+)
+
+
+def _dutch_log(log: int) -> Profile:
+    code = Column(f"0.0.96.11.{log}.255", "", 0, "code", 1, class_id=1)
+    return Profile(f"0.0.99.98.{log}.255", f"events-{log}", 0, (code,), 200, "", log)
+
+
+SMR5 = replace(
+    IDIS,
+    name="smr5",
+    profiles=(*(p for p in IDIS.profiles if p.log is None), *map(_dutch_log, (0, 1, 3, 4))),
+    zone="Europe/Amsterdam",
+    maker=b"ODN",
+)
+
+LAYOUTS = {layout.name: layout for layout in (IS15959, _ONE_PHASE, _TRANSFORMER, IDIS, SMR5)}
+
+POWER_FAILED = {name: (2, 101) if layout.east else (0, 1) for name, layout in LAYOUTS.items()}
 """(log, code) of the event that a last gasp announces, by model."""
-POWER_BACK = {"is15959-3ph": (2, 102), "idis": (0, 2)}
+POWER_BACK = {name: (log, code + 1) for name, (log, code) in POWER_FAILED.items()}
