@@ -51,7 +51,8 @@ LOOK_EVERY_S = 600
 """Civil seconds between two rounds at least; the desk's fast clock shortens them."""
 SHORTEST_ROUND_S, LONGEST_ROUND_S = 1.0, 60.0
 MAX_FINDINGS = 50
-MAX_SCORED_DAYS = 100
+MAX_SCORED_DAYS = 14
+"""A round: what was read back at the first start is scored bit by bit, oldest first."""
 
 FINDINGS = metrics.counter(
     "opendcu_detector_findings_total", "Findings told, by kind; revisions count.", ("kind",)
@@ -103,7 +104,8 @@ class Detector:
             try:
                 await there(self._open)
                 while True:
-                    await self._round(there)
+                    while await self._round(there):
+                        pass
                     wait_s = LOOK_EVERY_S / self._speed
                     await asyncio.sleep(min(LONGEST_ROUND_S, max(SHORTEST_ROUND_S, wait_s)))
                     committed.clear()
@@ -114,18 +116,19 @@ class Detector:
                 self._stop.set()
                 thread.submit(self._close)
 
-    async def _round(self, there: Callable[..., Any]) -> None:
-        """Read, close, score, tell; a full disk or a damaged journal is not our end."""
+    async def _round(self, there: Callable[..., Any]) -> bool:
+        """Read, close, score, tell; True when there is more to score. A full disk or a damaged journal is not our end."""
         try:
             await there(self._take)
             await self._tell(there)
             days = await there(self._due)
-            if days:
-                await self._score(there, days)
+            scored = bool(days) and await self._score(there, days)
             await self._tell(there)
+            return scored and len(days) == MAX_SCORED_DAYS
         except (JournalError, sqlite3.Error) as error:
             log.warning("detector: this round failed: %s", error)
             await there(self._undo)
+            return False
 
     # ---- in the thread
 
@@ -235,8 +238,8 @@ class Detector:
             self._close_days(closing)
         if closing or now - self._saved_at >= SAVE_EVERY_S:
             self._save()
-        days = sorted(self._pending)[-MAX_SCORED_DAYS:]
-        return [[day, sorted(self._pending[day])] for day in days if day < today]
+        days = [day for day in sorted(self._pending) if day < today][:MAX_SCORED_DAYS]
+        return [[day, sorted(self._pending[day])] for day in days]
 
     def _close_days(self, days: list[tuple[int, int]]) -> None:
         if not days:
@@ -268,8 +271,7 @@ class Detector:
 
     def _write(self) -> None:
         self._collector.save()
-        if not self._watch.messages:  # else they are written after the journal has them
-            self._watch.save()
+        self._watch.save()
         self._store.set_meta("cursor", self._cursor)
         self._store.set_meta("epoch", self._journal.epoch)
         pending = {str(day): sorted(parts) for day, parts in self._pending.items()}
@@ -282,7 +284,8 @@ class Detector:
 
     # ---- scoring and telling
 
-    async def _score(self, there: Callable[..., Any], days: list[list[Any]]) -> None:
+    async def _score(self, there: Callable[..., Any], days: list[list[Any]]) -> bool:
+        """Have days judged and their findings told; False when the child failed: they are tried again."""
         request = {
             "file": str(self._directory.detector),
             "days": days,
@@ -292,8 +295,10 @@ class Detector:
         try:
             answer = await in_child(request)
         except (ChildFailed, OSError) as error:
-            log.warning("detector: the scoring child failed: %s", error)
-            return
+            self._told_once(
+                "child", f"detector: the scoring child failed, its days are tried again: {error}"
+            )
+            return False
         for path, why in answer["errors"].items():
             self._told_once(path, f"detector: only rules, no model: {why}")
         CHILD.set(answer["memory_mb"] * 1e6)
@@ -302,6 +307,7 @@ class Detector:
         await there(self._judged, days, answer)
         await self._tell(there)
         await there(self._scored, days, answer)
+        return True
 
     def _model(self, name: str, shadow: bool) -> dict[str, Any]:
         """A model directory for the child, its signature verified; empty when there is none that may be used.
@@ -409,6 +415,7 @@ class Detector:
         await there(self._save_findings)
 
     def _save_findings(self) -> None:
+        self._watch.told()
         self._store.begin()
         try:
             self._watch.save()

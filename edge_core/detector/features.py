@@ -227,16 +227,43 @@ def windows(days: Days, at: Sequence[int], trusted: Mask | None = None) -> Float
     return out
 
 
+def levels(wh: Floats, at: Sequence[int], trusted: Mask | None = None) -> Floats:
+    """The level columns of `windows` alone, for a fraction of its cost; shape (meters, len(at), len(WINDOWS))."""
+    known = np.isfinite(wh)
+    good = known.sum(axis=2) >= KNOWN_SLOTS
+    mean = np.where(known, wh, 0).sum(axis=2) / np.maximum(known.sum(axis=2), 1)
+    level = np.where(good, np.log(mean + FLOOR_WH), 0)[:, :, None]
+    when = np.asarray(at)
+    solid = good if trusted is None else good & trusted
+    begin, end = when - NEEDED_DAYS + 1, when - GAP_DAYS
+    base_n = _Running(_column(solid)).between(begin, end)
+    base = _Running(level * solid[:, :, None]).between(begin, end) / np.maximum(base_n, 1)
+    usable = base_n[:, :, 0] >= GOOD_BASE_DAYS
+    sums, counts = _Running(level), _Running(_column(good))
+    columns = []
+    for width in WINDOWS:
+        count = counts.between(when - width + 1, when)
+        usable &= count[:, :, 0] >= max(2, width // 2)
+        recent = sums.between(when - width + 1, when) / np.maximum(count, 1)
+        columns.append((recent - base)[:, :, 0])
+    out = np.stack(columns, axis=2)
+    out[~usable] = np.nan
+    return out
+
+
 def fleet_levels(features: Floats) -> Floats:
-    """How the level of the whole fleet changed: medians, drawn to 0 when few meters are there; shape (days, windows)."""
-    usable = np.isfinite(features[:, :, 0])
+    """How the level of the whole fleet changed, from the features of its meters; shape (days, windows)."""
+    return fleet_of(features[:, :, _LEVEL])
+
+
+def fleet_of(level: Floats) -> Floats:
+    """The fleet's levels, from `levels` of its meters: medians, drawn to 0 when few are there; shape (days, windows)."""
+    usable = np.isfinite(level[:, :, 0])
     count = usable.sum(axis=0)
-    out = np.zeros((features.shape[1], len(WINDOWS)), np.float32)
-    for number, column in enumerate(_LEVEL):
-        level = features[:, :, column]
-        for day in np.flatnonzero(count):
-            share = count[day] / (count[day] + FLEET_HALF)
-            out[day, number] = np.median(level[usable[:, day], day]) * share
+    out = np.zeros(level.shape[1:], np.float32)
+    for day in np.flatnonzero(count):
+        middle = np.median(level[usable[:, day], day], axis=0)
+        out[day] = middle * count[day] / (count[day] + FLEET_HALF)
     return out
 
 

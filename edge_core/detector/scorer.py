@@ -14,7 +14,6 @@ Bounds: MEMORY_BYTES of address space, CPU_S of processor time, TIMEOUT_S of wal
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
@@ -30,9 +29,9 @@ from edge_core.errors import OpenDCUError
 if TYPE_CHECKING:
     from edge_core.detector.history import Store
 
-TIMEOUT_S = 300.0
+TIMEOUT_S = 3600.0
 MEMORY_BYTES = 1 << 30
-CPU_S = 240
+CPU_S = 1800
 DAYS_AT_ONCE = 7
 FREEZE_DAYS = 28
 ENERGY_KINDS = frozenset(
@@ -47,9 +46,17 @@ async def in_child(request: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dic
     Raises:
         ChildFailed: it ended with an error, said nonsense, or took too long; holds the end of its standard error.
     """
+    import asyncio  # not for the child: it costs 5 MB
+
     environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG")}
     # one thread: its own pool would cost memory, and the gateway's other work comes first
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # arrays go back to the system when they are freed
+    environment |= {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -135,7 +142,7 @@ class _Work:
         ]
 
     def judge(self, days: list[tuple[int, set[int]]]) -> None:
-        """Judge some days in a row: rules group by group, then the model over the whole fleet."""
+        """Judge some days in a row: how the fleet's level changed, then group by group rules and model."""
         import numpy as np
 
         from edge_core.detector import features, rules
@@ -143,27 +150,31 @@ class _Work:
         smooth = max((m["smooth_days"] for m in self._models), default=1)
         wanted = sorted({day - back for day, _ in days for back in range(smooth)})
         first, last = wanted[0] - features.NEEDED_DAYS + 1, wanted[-1]
-        tables, levels = [], []
+        at = [day - first for day in wanted]
         began = time.monotonic()
-        for part in range(self._store.parts()):
-            wh = decode(self._store.window(part, first, last))
-            trusted = self._trusted(part, first, last)
-            for day, parts in days:
-                if part in parts:
-                    at = day - first + 1
-                    window = slice(at - rules.NEEDED_DAYS, at)
-                    self._rules(day, part, rules.judge(wh[:, window], trusted[:, window]))
-            if self._models:
-                daily = features.daily(wh)
-                tables.append(features.windows(daily, [day - first for day in wanted], trusted))
-                levels.append(_levels(daily, trusted))
-        self.features_s += time.monotonic() - began
-        if tables and np.isfinite([t[:, :, 0] for t in tables]).any():
-            table = np.concatenate(tables)
-            table = features.against_fleet(table, features.fleet_levels(table))
-            level = np.concatenate(levels)
+        fleet = None
+        if self._models:
+            every = [
+                features.levels(self._wh(part, first, last), at, self._trusted(part, first, last))
+                for part in range(self._store.parts())
+            ]
+            fleet = features.fleet_of(np.concatenate(every)) if every else None
+        for part in sorted({part for _, parts in days for part in parts}):
+            wh, trusted = self._wh(part, first, last), self._trusted(part, first, last)
+            mine = [day for day, parts in days if part in parts]
+            for day in mine:
+                window = slice(day - first + 1 - rules.NEEDED_DAYS, day - first + 1)
+                self._rules(day, part, rules.judge(wh[:, window], trusted[:, window]))
+            if fleet is None:
+                continue
+            daily = features.daily(wh)
+            table = features.against_fleet(features.windows(daily, at, trusted), fleet)
             for model in self._models:
-                self._model(model, table, level, wanted, first, days)
+                self._model(model, part, table, _levels(daily, trusted), wanted, first, mine)
+        self.features_s += time.monotonic() - began
+
+    def _wh(self, part: int, first: int, last: int) -> Any:
+        return decode(self._store.window(part, first, last))
 
     def _trusted(self, part: int, first: int, last: int) -> Any:
         """Days that may stand in a baseline: those that no finding holds."""
@@ -181,9 +192,23 @@ class _Work:
                 body = {"seen_wh": _whole(seen[row]), "expected_wh": _whole(expected[row])}
                 self.fired.append([day, part * GROUP + row, kind, body])
 
-    def _model(self, model: dict[str, Any], table: Any, level: Any, wanted: list[int], first: int,
-               days: list[tuple[int, set[int]]]) -> None:  # fmt: skip
-        """Score with one model; one that cannot be used is told once, the rules go on."""
+    def _model(
+        self,
+        model: dict[str, Any],
+        part: int,
+        table: Any,
+        level: Any,
+        wanted: list[int],
+        first: int,
+        days: list[int],
+    ) -> None:
+        """Score a group with one model; one that cannot be used is told once, the rules go on.
+
+        Args:
+            table: features of the days in `wanted`, shape (64, len(wanted), features).
+            level: see `_levels`, from day `first`.
+            days: those to be judged.
+        """
         import numpy as np
 
         from edge_core.detector import replay
@@ -198,33 +223,27 @@ class _Work:
             return
         self._sessions[model["onnx"]] = session
         judge = replay.Judge(session, model["threshold"], model["smooth_days"])
-        logits = replay.logits_of(table, judge)
+        logits = np.full((GROUP, wanted[-1] - wanted[0] + 1), np.nan)
+        logits[:, [day - wanted[0] for day in wanted]] = replay.logits_of(table, judge)
+        mean = replay.averaged(logits, judge)
         self.model_s += time.monotonic() - began
-        calendar = np.full((len(table), wanted[-1] - wanted[0] + 1), np.nan)
-        calendar[:, [day - wanted[0] for day in wanted]] = logits
-        mean = replay.averaged(calendar, judge)
-        limit = thousandths(model["threshold"])
-        for day, parts in days:
-            at = mean[:, day - wanted[0]]
-            rows = table[:, wanted.index(day)]
-            for part in sorted(parts):
-                own = at[part * GROUP : (part + 1) * GROUP]
-                if not model["shadow"]:
-                    self.scores.append(
-                        [day, part, [thousandths(v) if v == v else -1 for v in own.tolist()]]
-                    )
-                for row in (own > judge.threshold).nonzero()[0].tolist():
-                    number = part * GROUP + row
-                    body = {
-                        "score": thousandths(float(own[row])),
-                        "threshold": limit,
-                        "model": model["version"],
-                        "shadow": model["shadow"],
-                        "smooth_days": model["smooth_days"],
-                        "features": _reasons(rows[number], model["typical"], model["weights"]),
-                        **_energies(level[number], day - first),
-                    }
-                    self.fired.append([day, number, replay.CONSUMPTION, body])
+        for day in days:
+            own = mean[:, day - wanted[0]]
+            if not model["shadow"]:
+                row_scores = [thousandths(v) if v == v else -1 for v in own.tolist()]
+                self.scores.append([day, part, row_scores])
+            for row in (own > judge.threshold).nonzero()[0].tolist():
+                values = table[row, wanted.index(day)]
+                body = {
+                    "score": thousandths(float(own[row])),
+                    "threshold": thousandths(model["threshold"]),
+                    "model": model["version"],
+                    "shadow": model["shadow"],
+                    "smooth_days": model["smooth_days"],
+                    "features": _reasons(values, model["typical"], model["weights"]),
+                    **_energies(level[row], day - first),
+                }
+                self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
 
 
 def thousandths(logit: float) -> int:

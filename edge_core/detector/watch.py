@@ -33,8 +33,8 @@ class Watch:
             (row["meter"], row["kind"]): row for row in store.findings(only_open=True)
         }
         self._rows: list[dict[str, Any]] = []
-        self.messages: list[dict[str, Any]] = []
-        """Bodies for the journal, since `told`."""
+        self._messages: list[dict[str, Any]] = []
+        self._telling = False
 
     def fire(
         self,
@@ -95,12 +95,19 @@ class Watch:
         return (number, kind) in self._open
 
     def take_messages(self) -> list[dict[str, Any]]:
-        """What the journal has to be told now."""
-        messages, self.messages = self.messages, []
+        """What the journal has to be told now; `told` when it has all of it."""
+        messages, self._messages = self._messages, []
+        self._telling = self._telling or bool(messages)
         return messages
 
+    def told(self) -> None:
+        """The journal has what was taken."""
+        self._telling = False
+
     def save(self) -> None:
-        """Write what changed, within the store's transaction, after the journal has the messages."""
+        """Write what changed, within the store's transaction; nothing as long as the journal lacks messages."""
+        if self._telling or self._messages:
+            return
         for row in self._rows:
             self._store.put_finding(
                 (
@@ -131,7 +138,7 @@ class Watch:
         body = row["body"]
         body["explain"], body["score"], body["told"] = explain, score, day
         self._rows.append(row)
-        self.messages.append(
+        self._messages.append(
             {
                 "id": row["id"],
                 "rev": row["rev"],

@@ -108,7 +108,7 @@ class Town:
             f for n in self.journal.notes_waiting(limit=1000) if n.kind == "anomalies" for f in n.body["findings"]
         ]  # fmt: skip
 
-    async def until(self, condition: Callable[[], object], within_s: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], object], within_s: float = 60.0) -> None:
         """Run a detector until the condition holds."""
         detector = Detector(self.config, self.journal, self.clock)
         task = asyncio.create_task(detector.run())

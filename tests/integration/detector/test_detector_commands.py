@@ -13,6 +13,7 @@ from edge_core.cli.main import run
 from edge_core.detector import readings
 from edge_core.detector.model import BUILTIN
 
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 CURVES = Path("simulators/loads/sgsc_households_30min.csv.gz").absolute()
 
 
@@ -73,7 +74,6 @@ def test_evaluate_names_what_is_wrong(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 def test_train_writes_a_signed_model_twice_the_same(
     some_homes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

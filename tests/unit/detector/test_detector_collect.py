@@ -251,6 +251,11 @@ def test_episodes_outlive_a_restart(store: Store) -> None:
     store.save_meters()
     watch.save()
     store.commit()
+    assert store.findings() == [], "the journal may not have it yet"
+    watch.told()
+    store.begin()
+    watch.save()
+    store.commit()
     again = Watch(Store(store.path), INDIA)
     assert fire(again, DAY + 2) == []
     assert fire(again, DAY + 1) == [], "late days change nothing"

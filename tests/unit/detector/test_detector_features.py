@@ -42,6 +42,17 @@ def test_many_days_at_once_are_the_days_one_by_one(wh: np.ndarray) -> None:
         np.testing.assert_allclose(alone[:, 0], together[:, day], atol=2e-3, equal_nan=True)
 
 
+def test_levels_alone_are_those_of_all_features(wh: np.ndarray) -> None:
+    wh[3, 50:54] = np.nan
+    wh[4, 70:] = np.nan
+    trusted = np.random.default_rng(0).random((12, 90)) > 0.2
+    whole = features.windows(features.daily(wh), range(90), trusted)
+    alone = features.levels(wh, range(90), trusted)
+    places = [COLUMN[f"level_{w}"] for w in features.WINDOWS]
+    np.testing.assert_allclose(alone, whole[:, :, places], atol=1e-4, equal_nan=True)
+    np.testing.assert_allclose(features.fleet_of(alone), features.fleet_levels(whole), atol=1e-4)
+
+
 def test_nothing_looks_into_the_future(wh: np.ndarray) -> None:
     before = features.windows(features.daily(wh), range(70))
     wh[:, 70:] = 1e6
