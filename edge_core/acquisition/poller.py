@@ -336,7 +336,8 @@ class Poller:
         done = [job for job in jobs if job not in left]
         if error is None:
             state.backlog = visited.gave_way
-            self._succeeded(state)
+            if visited.device:  # else it was too late to ask
+                self._succeeded(state)
             if visited.gave_way:
                 self.agenda.again(meter, left, now)
             self.agenda.done(meter, done, now)
