@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 	@$(BIN)/opendcu demo $(DEMO)
 
 test: $(VENV)/.dev peers
-	@$(BIN)/python -m pytest $(TEST)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(TEST)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }

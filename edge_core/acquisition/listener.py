@@ -66,6 +66,7 @@ MAX_STREAMS = 256
 STREAM_S = 120.0
 RECENT_SENDERS = 4096
 REFRESH_S = 0.2
+BIND_AGAIN_S = 2.0
 LINE_PAUSE_S = 0.5
 LINE_PAUSE_MAX_S = 30.0
 SO_RXQ_OVFL = 40  # Linux: the kernel adds its drop count to each datagram
@@ -142,22 +143,14 @@ class Listener:
     # --- sockets
 
     async def start(self) -> None:
-        """Bind every address of [push] listen.
-
-        Raises:
-            OSError: an address cannot be bound.
-        """
+        """Bind every address of [push] listen; one that another program holds is tried again until it is free."""
         for url in self._config.push.listen:
-            scheme, _, place = url.partition("://")
-            host, _, port = place.rpartition(":")
-            host = host.strip("[]")
-            if scheme == "udp":
-                self._listen_udp(host, int(port))
-            else:
-                server = await asyncio.start_server(
-                    self._accept, host, int(port), limit=MAX_APDU * 2
-                )
-                self._servers.append(server)
+            try:
+                await self._bind(url)
+            except OSError as error:
+                events.push_port_taken(url, error.strerror or str(error))
+                task = asyncio.create_task(self._bind_later(url), name=f"push {url}")
+                self._lines.append(task)
         for name in dict.fromkeys(
             m.line for m in self._config.meters.values() if self._only_speaks(m)
         ):
@@ -165,6 +158,32 @@ class Listener:
             if line.transport != "udp":
                 task = asyncio.create_task(self._hear_line(line), name=f"push line {name}")
                 self._lines.append(task)
+
+    async def _bind(self, url: str) -> None:
+        """One address of [push] listen.
+
+        Raises:
+            OSError: it cannot be bound.
+        """
+        scheme, _, place = url.partition("://")
+        host, _, port = place.rpartition(":")
+        host = host.strip("[]")
+        if scheme == "udp":
+            self._listen_udp(host, int(port))
+        else:
+            server = await asyncio.start_server(self._accept, host, int(port), limit=MAX_APDU * 2)
+            self._servers.append(server)
+
+    async def _bind_later(self, url: str) -> None:
+        """Outside faults never end the process: the port is asked for until it is ours."""
+        while True:
+            await asyncio.sleep(BIND_AGAIN_S)
+            try:
+                await self._bind(url)
+            except OSError:
+                continue
+            events.push_port_bound(url)
+            return
 
     def _only_speaks(self, meter: Meter) -> bool:
         model = self._config.models[meter.model]
@@ -234,7 +253,11 @@ class Listener:
             receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         with contextlib.suppress(OSError):
             receiver.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
-        receiver.bind((host, port))
+        try:
+            receiver.bind((host, port))
+        except OSError:
+            receiver.close()
+            raise
         self._sockets.append(receiver)
         thread = threading.Thread(
             target=self._receive, args=(receiver,), name=f"push udp {port}", daemon=True

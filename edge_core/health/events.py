@@ -199,6 +199,21 @@ def journal_refused(meter: str, error: BaseException, *, burst: Burst | None = N
 # Pushes and alarms ----------------------------------------------------------------------------------------------------
 
 
+def push_port_taken(url: str, cause: str) -> None:
+    """Pushes are not heard at an address that cannot be bound; it is tried again until it can."""
+    _tell(
+        "push-port-taken",
+        logging.ERROR,
+        f"pushes are not heard at {url}: {cause}; tried again until it is free",
+        url=url,
+    )
+
+
+def push_port_bound(url: str) -> None:
+    """An address that could not be bound before is ours now."""
+    _tell("push-port-bound", logging.INFO, f"pushes are heard at {url} now", url=url)
+
+
 def push_dropped(cause: str, sender: str) -> None:
     """A push was not believed: tag-invalid, replayed, downgraded, malformed or unknown-sender."""
     _tell(

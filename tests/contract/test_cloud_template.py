@@ -241,6 +241,7 @@ def test_only_what_ministack_refuses_is_left_out_locally(template):
     }  # fmt: skip
 
 
+@pytest.mark.timeout(180)  # it reads the specification of every resource type of AWS
 @pytest.mark.parametrize("name", ["template.yaml", "defender.yaml"])
 def test_cfn_lint_finds_nothing(name):
     lint = subprocess.run(

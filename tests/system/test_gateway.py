@@ -221,6 +221,23 @@ def test_a_gasp_by_tcp_and_garbage_on_the_stream(gateway, fleet, cloud):
     eventually_sync(lambda: wanted in cloud.alarms, 10)
 
 
+def test_a_push_port_that_another_program_holds_is_asked_for_until_it_is_free(
+    gateway, fleet, cloud
+):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", gateway.push_port))
+        process = gateway.start()
+        eventually_sync(
+            lambda: gateway.says("pushes are not heard", str(gateway.push_port), "in use"), 10
+        )
+        eventually_sync(lambda: all(m["device"] for m in gateway.ask("meters")), 20)
+        assert process.poll() is None
+    eventually_sync(lambda: gateway.says("heard", "now"), 10)
+    report = fleet.order("gasp", meter=1, to=gateway.push_url, how="genuine")
+    wanted = alarm_id(report["meter"], "last-gasp", [], report["at"])
+    eventually_sync(lambda: wanted in cloud.alarms, 10)
+
+
 def test_reads_from_the_shell_and_from_the_cloud_share_line_and_counters(
     gateway, fleet, cloud, settled
 ):
