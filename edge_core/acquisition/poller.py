@@ -26,7 +26,7 @@ from edge_core.acquisition.causes import GATEWAY_CLOCK, GATEWAY_OFF, JOURNAL_FUL
 from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
 from edge_core.acquisition.lines import Lane, Turn
-from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, kinds_of, profile_of
+from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, keeps, kinds_of, profile_of
 from edge_core.acquisition.standing import LineState, MeterState, policy_of
 from edge_core.acquisition.visit import Visit, Visited
 from edge_core.config.tables import ConfigErrors
@@ -249,11 +249,7 @@ class Poller:
             return True
         full = self._full_until - self.clock.monotonic()
         if full > 0:
-            if is_sampled(state.model):
-                self._miss(state, jobs, JOURNAL_FULL)
-                self.agenda.done(state.config.id, jobs, now)
-            else:
-                self.agenda.again(state.config.id, jobs, now + full * self.clock.speed)
+            self._put_off(state, jobs, [], JOURNAL_FULL, full)
             return True
         return False
 
@@ -343,14 +339,19 @@ class Poller:
             self.agenda.done(meter, done, now)
             return True
         self._failed(state, error)
-        if is_sampled(state.model):  # a boundary that has passed is not sampled later
-            self._miss(state, left, state.cause)
-            self.agenda.done(meter, jobs, now)
-        else:
-            pause_s = policy_of(error).pause_s(state.failures)
-            self.agenda.again(meter, left, now + pause_s * self.clock.speed)
-            self.agenda.done(meter, done, now)
+        self._put_off(state, left, done, state.cause, policy_of(error).pause_s(state.failures))
         return False
+
+    def _put_off(
+        self, state: MeterState, left: list[Job], done: list[Job], cause: str, pause_s: float
+    ) -> None:
+        """What the meter keeps is due again after a pause of real seconds; a boundary that has passed is not sampled later."""
+        now = self.clock.now()
+        kept = [job for job in left if keeps(state.model, job.name.lower())]
+        lost = [job for job in left if job not in kept]
+        self._miss(state, lost, cause)
+        self.agenda.again(state.config.id, kept, now + pause_s * self.clock.speed)
+        self.agenda.done(state.config.id, done + lost, now)
 
     def _miss(self, state: MeterState, jobs: list[Job], cause: str) -> None:
         """The samples of these jobs were not taken, and nobody can take them later."""

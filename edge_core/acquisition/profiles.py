@@ -29,13 +29,13 @@ _PERIODS = {"interval": SAMPLE_PERIOD_S, "midnight": DAY_S}
 
 
 def is_sampled(model: Model) -> bool:
-    """Does the meter remember nothing, so that what is not sampled in time is lost?"""
+    """Has the meter no load profile, so that an interval that is not sampled in time is lost? Midnights: `keeps`."""
     return not isinstance(model, DlmsModel)
 
 
-def keeps_midnights(model: Model) -> bool:
-    """Does a meter without a load profile keep its midnights itself, so that they may be read late?"""
-    return not isinstance(model, DlmsModel) and bool(model.midnight.history)
+def keeps(model: Model, kind: str) -> bool:
+    """Does the meter keep the rows of this kind itself, so that they may be read late? Some Modbus meters keep midnights."""
+    return isinstance(model, DlmsModel) or (kind == "midnight" and bool(model.midnight.history))
 
 
 def kinds_of(model: Model) -> list[str]:

@@ -28,7 +28,7 @@ from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.profiles import (
     SAMPLE_PERIOD_S,
     is_sampled,
-    keeps_midnights,
+    keeps,
     kinds_of,
     profile_of,
 )
@@ -164,7 +164,7 @@ class Visit:
     def _in_time(self, job: Job) -> bool:
         """Is now near enough to the boundary that this sample is for? What is late is a gap, not a reading."""
         now, period = self.clock.now(), SAMPLE_PERIOD_S
-        if job is Job.MIDNIGHT and not keeps_midnights(self.model):
+        if job is Job.MIDNIGHT and not keeps(self.model, "midnight"):
             late = now - midnight_at_or_before(now, self.zone)
         elif job is Job.INTERVAL:
             late = now % period
@@ -301,7 +301,7 @@ class Visit:
     async def _profile(self, kind: str, device: str) -> bool:
         """Read a profile from where it was left; False when the visit is to give way before all was read."""
         obis, period_s = profile_of(self.model, kind)
-        sampled = is_sampled(self.model)
+        sampled = not keeps(self.model, kind)
         now = self.clock.now()
         meter_now = now + (self.result.offset_s or 0.0)
         watermark = self.journal.watermark(self.meter.id, device, obis)
