@@ -15,6 +15,7 @@ journalled as an alarm with the old and the new time.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -258,18 +259,9 @@ class Visit:
 
         Remembered when the rows are durable: after a kill before that everything is read again.
         """
-        offset = self.result.offset_s
-
-        def remember(done: Future[Any] | None = None) -> None:
-            if done is not None and (done.cancelled() or done.exception() is not None):
-                return
-            before = self.memory.get(f"offset_s.{kind}")
-            if offset is not None and (before is None or abs(offset - float(before)) >= 1):
-                self.memory.put(f"offset_s.{kind}", round(offset))
-            self.memory.put(f"read_to.{kind}", read_to)
-
+        remember = functools.partial(_settled, self.memory, kind, self.result.offset_s, read_to)
         if rows is None:
-            remember()
+            remember(None)
         else:
             rows.add_done_callback(remember)
 
@@ -426,6 +418,18 @@ class Visit:
             lane="live" if newest > self.clock.now() - LIVE_S else "backlog",
             watermark=min(newest, ceiling),
         )
+
+
+def _settled(
+    memory: Memory, kind: str, offset: float | None, read_to: int | None, rows: Future[Any] | None
+) -> None:
+    """See `Visit._settle_clock`; keeps no visit alive."""
+    if rows is not None and (rows.cancelled() or rows.exception() is not None):
+        return
+    before = memory.get(f"offset_s.{kind}")
+    if offset is not None and (before is None or abs(offset - float(before)) >= 1):
+        memory.put(f"offset_s.{kind}", round(offset))
+    memory.put(f"read_to.{kind}", read_to)
 
 
 def _gapless(block: Block, known: int | None, period_s: int) -> bool:
