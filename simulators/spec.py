@@ -25,7 +25,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         model: is15959-3ph, is15959-1ph, is15959-ct, idis or smr5.
-        security: none, lls, hls2 or hls5.
+        security: none, lls, hls2 (AES), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC) or hls6 (SHA-256).
         framing: wrapper or hdlc.
         transport: tcp, or udp for the wrapper.
         pdu: largest APDU of the meter, octets.

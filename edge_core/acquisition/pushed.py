@@ -196,7 +196,7 @@ class Values:
         """Scalers that were read from the meter with its profiles."""
         out: dict[str, Scale] = {}
         for kind in model.profiles:
-            known = remembered(functools.partial(self._remember, meter), kind)
+            known = remembered(lambda key: self._remember(meter, key), kind)
             for obis, attribute, scaler, unit in known.scalers if known is not None else ():
                 if attribute == 2:
                     out[obis] = Scale(scaler, unit)

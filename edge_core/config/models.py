@@ -252,6 +252,7 @@ class Quirks(_Table, frozen=True, kw_only=True):
         get_with_list: the meter has multiple-references; ask several attributes at once.
         second_in_range: selective access wants second 0 and the meter's own deviation style.
         bare_range_time: bounds of a range leave weekday, deviation and status unspecified.
+        general_block_transfer: offer general-block-transfer; long answers then come in its blocks.
         counter_restarts: the meter's own invocation counter begins anew with each association.
         link_pause_s: wait in seconds after closing before it accepts the next association.
     """
@@ -261,6 +262,7 @@ class Quirks(_Table, frozen=True, kw_only=True):
     get_with_list: bool = False
     second_in_range: bool = False
     bare_range_time: bool = False
+    general_block_transfer: bool = False
     counter_restarts: bool = False
     link_pause_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
 

@@ -6,6 +6,7 @@ whatever a meter would refuse: a length past the end, an unknown tag, more nesti
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -301,6 +302,20 @@ def gmac(key: bytes, auth_key: bytes, title: bytes, counter: int, challenge: byt
     run.authenticate_additional_data(b"\x10" + auth_key + challenge)
     run.finalize()
     return b"\x10" + counter.to_bytes(4, "big") + run.tag[:12]
+
+
+def hls_hash(mechanism: int, secret: bytes, mine: bytes, yours: bytes, titles: bytes) -> bytes:
+    """HLS 3 (MD5), 4 (SHA-1): hash of challenge and secret; 6 (SHA-256): of secret, titles and both challenges.
+
+    Args:
+        mine: the challenge that is answered.
+        yours: the challenge of who answers.
+        titles: system titles, that of who answers first.
+    """
+    if mechanism == 6:
+        return hashlib.sha256(secret + titles + mine + yours).digest()
+    run = hashlib.md5 if mechanism == 3 else hashlib.sha1
+    return run(mine + secret, usedforsecurity=False).digest()
 
 
 def hls2(secret: bytes, challenge: bytes) -> bytes:

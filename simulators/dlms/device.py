@@ -286,13 +286,22 @@ class Device:
         return out
 
     def encode(
-        self, kind: str, positions: npt.ArrayLike, chosen: list[int] | None, *, nulls: bool = False
+        self,
+        kind: str,
+        positions: npt.ArrayLike,
+        chosen: list[int] | None,
+        *,
+        nulls: bool = False,
+        packed: bool = False,
+        deltas: bool = False,
     ) -> list[bytes]:
         """The rows as A-XDR structures.
 
         Args:
             chosen: columns to send, 0 = the clock, in this order; None = all.
             nulls: compress as IDIS meters may: null-data for a clock one period later and for an unchanged value.
+            packed: without tags, as a compact-array holds them.
+            deltas: integers as difference to the row above, where that is shorter.
         """
         rows, where = self.rows[kind], np.asarray(positions, np.int64)
         if not len(where):
@@ -308,9 +317,15 @@ class Device:
                 )
             else:
                 body = cells[k - 1].astype(f">u{width}").view(np.uint8).reshape(-1, width)
-            head = np.frombuffer(_HEAD[width], np.uint8)
+            head = np.frombuffer(_HEAD[width][packed:], np.uint8)
             parts.append(np.hstack([np.broadcast_to(head, (len(where), len(head))), body]))
-        lead = b"\x02" + codec.length(len(parts))
+        lead = b"" if packed else b"\x02" + codec.length(len(parts))
+        if deltas:
+            lines = [[part[r].tobytes() for part in parts] for r in range(len(where))]
+            return [
+                lead + b"".join(map(_delta, row, above))
+                for row, above in zip(lines, [[b""] * len(parts), *lines], strict=False)
+            ]
         if not nulls:
             block = np.hstack(
                 [np.broadcast_to(np.frombuffer(lead, np.uint8), (len(where), len(lead))), *parts]
@@ -412,3 +427,15 @@ class Device:
 def unit_code(column: Column) -> int:
     """The DLMS unit enumeration of a column."""
     return UNIT_CODES[column.unit]
+
+
+def _delta(cell: bytes, above: bytes) -> bytes:
+    """An unsigned integer as a delta type, where it is one and that is shorter."""
+    if not above or cell[:1] not in (b"\x06", b"\x12"):
+        return cell
+    step = int.from_bytes(cell[1:], "big") - int.from_bytes(above[1:], "big")
+    for tag, size, signed in ((31, 1, False), (28, 1, True), (32, 2, False), (29, 2, True)):
+        low, high = (-(1 << 8 * size - 1), 1 << 8 * size - 1) if signed else (0, 1 << 8 * size)
+        if low <= step < high and size < len(cell) - 1:
+            return bytes([tag]) + step.to_bytes(size, "big", signed=signed)
+    return cell

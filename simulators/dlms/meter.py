@@ -14,10 +14,29 @@ if TYPE_CHECKING:
     from simulators.dlms.layouts import Layout
     from simulators.dlms.record import Counters, Record
 
-SECURITIES = {"none": (0, False), "lls": (1, False), "hls2": (2, False), "hls5": (5, True)}
+SECURITIES = {
+    "none": (0, False),
+    "lls": (1, False),
+    "hls2": (2, False),
+    "hls3": (3, False),
+    "hls4": (4, False),
+    "hls5": (5, True),
+    "hls6": (6, False),
+}
 """Authentication mechanism and whether the association is ciphered, by the word of DESIGN section 3."""
 
-QUIRKS = frozenset(("null-data", "range-open", "no-selection", "newest-first", "service-glo-only"))
+QUIRKS = frozenset(
+    (
+        "null-data",
+        "delta",
+        "compact-array",
+        "range-open",
+        "no-selection",
+        "newest-first",
+        "service-glo-only",
+        "general-block-transfer",
+    )
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +108,8 @@ class Meter:
     @property
     def client(self) -> int:
         """Client SAP of the meter's security."""
-        return self.layout.clients[self.security]
+        clients = self.layout.clients
+        return clients.get(self.security, clients["hls5"])
 
     @property
     def model(self) -> str:

@@ -213,8 +213,19 @@ def _captured(
                     meter.id, "selection-malformed", profile=profile.obis, selection=repr(selection)
                 )
                 return MISMATCH
-            nulls = "null-data" in meter.quirks
-            return codec.array(meter.device.encode(profile.kind, positions, chosen, nulls=nulls))
+            quirks = meter.quirks
+            if "compact-array" in quirks and len(positions):
+                packed = meter.device.encode(profile.kind, positions, chosen, packed=True)
+                return _compact(profile, chosen, b"".join(packed))
+            return codec.array(
+                meter.device.encode(
+                    profile.kind,
+                    positions,
+                    chosen,
+                    nulls="null-data" in quirks,
+                    deltas="delta" in quirks,
+                )
+            )
         case 3:
             return _objects(objects)
         case 4:
@@ -230,6 +241,16 @@ def _captured(
         case 8:
             return codec.u32(profile.capacity)
     return DENIED
+
+
+def _compact(profile: Profile, chosen: list[int] | None, packed: bytes) -> bytes:
+    """A compact-array: one type description, then the rows without tags."""
+    tags = {1: 0x11, 2: 0x12, 4: 0x06, 12: 0x09}
+    widths = [12, *(column.width for column in profile.columns)]
+    if chosen is not None:
+        widths = [widths[k] for k in chosen]
+    kinds = bytes(tags[width] for width in widths)
+    return b"\x13\x02" + codec.length(len(kinds)) + kinds + codec.length(len(packed)) + packed
 
 
 def _select(

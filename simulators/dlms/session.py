@@ -3,8 +3,9 @@
 Strict, as the best of real meters are: a counter that is not above the last accepted one, a tag that does not verify or
 a plaintext request in a ciphered association closes the line without an answer (`Refused`); counters at fault are
 violations in the record. A nonce used for both the GMAC and the ACTION around it is recorded too, but let through.
-Serves GET normal, next and with-list, SET and ACTION normal, block transfer of GET within the negotiated PDU size,
-service-specific and general ciphering with global and dedicated keys, suite 0, LLS, HLS 2, HLS 5.
+Serves GET normal, next and with-list, SET and ACTION normal and in blocks, block transfer of GET within the negotiated
+PDU size or (quirk) general-block-transfer, service-specific and general ciphering with global and dedicated keys,
+suite 0, LLS, HLS 2 to 6.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _CONFORMANCE = (
     0x00121D | 0x000200
 )  # block-get, multiple-references, get, set, selective-access, action
 _GENERAL_PROTECTION = 0x400000
+_GENERAL_BLOCKS = 0x200000
+_REQUEST_BLOCKS = 0x001C00  # block-set, block-action beside block-get
+_MAX_REQUEST = 65_536
 _ANSWER_TAGS = {0xC4: (0xCC, 0xD4), 0xC5: (0xCD, 0xD5), 0xC7: (0xCF, 0xD7)}
 _OVERHEAD = 48  # security header, tag, block header
 _MAX_LIST = 32
@@ -60,6 +64,10 @@ class Session:
         self._c_to_s = self._s_to_c = b""
         self._pdu = meter.max_pdu
         self._blocks: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._written = bytearray()
+        self._due = 1
+        self._general = False
 
     def handle(self, apdu: bytes) -> bytes:
         """The answer to one APDU.
@@ -70,13 +78,36 @@ class Session:
         if self.meter.device is not self.device or not apdu:
             raise Refused  # another device answers here by now
         try:
-            return self._dispatch(apdu)
+            if apdu[0] == 0xE0 and self._pieces:
+                return self._piece(int.from_bytes(apdu[4:6], "big") + 1)
+            answer = self._dispatch(apdu)
+            return self._in_pieces(answer) if self._in_blocks(answer) else answer
         except BadRequest as error:
             self.meter.record.note(self.meter.id, "malformed-request", why=str(error), tag=apdu[0])
             raise Refused from None
         except BadTag:
             self.meter.record.note(self.meter.id, "tag-invalid", client=self.client)
             raise Refused from None
+
+    # --- general-block-transfer
+
+    def _in_blocks(self, answer: bytes) -> bool:
+        return self._general and len(answer) > self._pdu
+
+    def _in_pieces(self, answer: bytes) -> bytes:
+        """The first piece of an answer that is cut as it is, sealed or not."""
+        room = self._pdu - 16
+        self._pieces = [answer[i : i + room] for i in range(0, len(answer), room)]
+        return self._piece(1)
+
+    def _piece(self, number: int) -> bytes:
+        """A piece, without streaming: the client asks for each."""
+        if not 0 < number <= len(self._pieces):
+            raise BadRequest(f"piece {number} of {len(self._pieces)}")
+        part = self._pieces[number - 1]
+        control = 0x80 * (number == len(self._pieces)) | 1
+        head = bytes([0xE0, control]) + number.to_bytes(2, "big") + bytes(2)
+        return head + codec.length(len(part)) + part
 
     def _dispatch(self, apdu: bytes) -> bytes:
         tag = apdu[0]
@@ -192,8 +223,8 @@ class Session:
             self.meter.record.note(self.meter.id, "password-wrong", client=self.client)
             return self._aare(1, AUTHENTICATION_FAILURE)
         initiate = codec.inner(fields.get(0xBE, b""))
+        self._peer = codec.inner(fields[0xA6]) if fields.get(0xA6) else b""
         if self._ciphered:
-            self._peer = codec.inner(fields[0xA6]) if fields.get(0xA6) else b""
             if initiate[:1] != b"\x21":
                 return self._aare(1, AUTHENTICATION_FAILURE)
             try:
@@ -212,9 +243,12 @@ class Session:
             if not 8 <= len(self._c_to_s) <= 64:
                 return self._aare(1, AUTHENTICATION_FAILURE)
             self._s_to_c = os.urandom(16)
-        granted = _PUBLIC_CONFORMANCE if mechanism == 0 else _CONFORMANCE
+        granted = _PUBLIC_CONFORMANCE if mechanism == 0 else _CONFORMANCE | _REQUEST_BLOCKS
+        if "general-block-transfer" in self.meter.quirks:
+            granted |= _GENERAL_BLOCKS
         if self._ciphered and "service-glo-only" not in self.meter.quirks:
             granted |= _GENERAL_PROTECTION
+        self._general = bool(conformance & granted & _GENERAL_BLOCKS)
         answer = self._aare(0, 14 if mechanism > 1 else 0, conformance & granted)
         self.state = "challenge" if mechanism > 1 else "associated"
         if mechanism == 1:
@@ -259,8 +293,9 @@ class Session:
             + self.meter.max_pdu.to_bytes(2, "big")
             + b"\x00\x07"
         )
-        if self._ciphered:
+        if self._ciphered or self._mechanism == 6:
             body += tlv(0xA4, tlv(0x04, self.device.title))
+        if self._ciphered:
             initiate = tlv(0x28, self._close(initiate))
         if self._mechanism > 1:
             body += b"\x88\x02\x07\x80" + tlv(0x89, _MECHANISM + bytes([self._mechanism]))
@@ -284,6 +319,14 @@ class Session:
         if self._mechanism == 2:
             good = hmac.compare_digest(token, codec.hls2(keys.hls, self._s_to_c))
             mine = codec.hls2(keys.hls, self._c_to_s)
+        elif self._mechanism != 5:
+            theirs = codec.hls_hash(
+                self._mechanism, keys.hls, self._s_to_c, self._c_to_s, self._peer + title
+            )
+            good = hmac.compare_digest(token, theirs)
+            mine = codec.hls_hash(
+                self._mechanism, keys.hls, self._c_to_s, self._s_to_c, title + self._peer
+            )
         else:
             if len(token) != 17 or token[0] != 0x10:
                 raise BadRequest("f(StoC) of HLS 5 has 17 octets")
@@ -319,6 +362,8 @@ class Session:
         invoke = a[2:3]
         if a[0] == 0xC3 and a[1] == 1:
             return self._action(a, invoke)
+        if a[0] in (0xC1, 0xC3) and a[1] != 1 and self.state == "associated" and self._mechanism:
+            return self._blocked(a, invoke)
         if self.state != "associated":
             return b"\xd8\x01\x01"  # service not allowed
         if a[0] == 0xC0 and a[1] == 1:
@@ -333,6 +378,34 @@ class Session:
         if a[0] == 0xC1 and a[1] == 1 and self._mechanism:
             return self._set(a, invoke)
         return b"\xd8\x01\x02"  # service unknown
+
+    def _blocked(self, a: bytes, invoke: bytes) -> bytes:
+        """SET and ACTION requests whose value comes in blocks; run when the last has come."""
+        first, more = (2, 3) if a[0] == 0xC1 else (4, 6)
+        at = 3
+        if a[1] == first:
+            head, at = codec.take(a, at, 10 if a[0] == 0xC1 else 9)
+            self._written = bytearray(a[:1] + b"\x01" + invoke + head)
+            if a[0] == 0xC3:
+                self._written += b"\x01"
+            self._due = 1
+        elif a[1] != more or not self._written:
+            raise BadRequest("a block without a first one")
+        last, at = codec.take(a, at, 1)
+        number, at = codec.take(a, at, 4)
+        count, at = codec.read_length(a, at)
+        part, _ = codec.take(a, at, count)
+        if int.from_bytes(number, "big") != self._due or len(self._written) > _MAX_REQUEST:
+            raise BadRequest(f"block {number.hex()}, {self._due} is due")
+        self._due += 1
+        self._written += part
+        if not last[0]:
+            return (b"\xc5\x02" if a[0] == 0xC1 else b"\xc7\x04") + invoke + number
+        request = bytes(self._written)
+        self._written.clear()
+        if a[0] == 0xC3:
+            return self._action(request, invoke)
+        return b"\xc5\x03" + invoke + self._set(request, invoke)[3:4] + number
 
     def _reference(self, a: bytes, at: int) -> tuple[int, str, int, objects.Selection | None, int]:
         head, at = codec.take(a, at, 10)
@@ -353,7 +426,7 @@ class Session:
         value = self._read(class_id, obis, attribute, selection)
         if isinstance(value, int):
             return b"\xc4\x01" + invoke + b"\x01" + bytes([value])
-        if len(value) <= self._pdu - _OVERHEAD:
+        if len(value) <= self._pdu - _OVERHEAD or self._general:
             return b"\xc4\x01" + invoke + b"\x00" + value
         return self._cut(value, invoke)
 

@@ -60,9 +60,12 @@ from edge_core.protocols.dlms.security import (
 )
 from edge_core.protocols.dlms.services import (
     ActionRequest,
+    ActionRequestBlock,
+    ActionRequestFirstBlock,
     ActionRequestNextBlock,
     ActionResponse,
     ActionResponseBlock,
+    ActionResponseNextBlock,
     Block,
     GetRequest,
     GetRequestList,
@@ -96,6 +99,7 @@ CHALLENGE_OCTETS: Final = range(8, 65)
 """Lengths that a challenge may have."""
 BLOCK_OVERHEAD: Final = 64
 """Octets of a request that are not block data: wrapper, header, tag."""
+MIN_BLOCK: Final = 8
 
 _SPECIAL: Final = frozenset((b"\xd8", b"\x0e", b"\xe0"))
 """Answers that are no response of a service: exceptions, and pieces of a general-block-transfer."""
@@ -303,7 +307,7 @@ class Association:
             As `get`.
         """
         self.need(Conformance.SET, "SET")
-        room = self.server_max_pdu - BLOCK_OVERHEAD if self.server_max_pdu else len(data)
+        room = self._room(len(data))
         with _Asking(self):
             invoke = self._new_invoke()
             if len(data) <= room or Conformance.BLOCK_TRANSFER_SET not in self.negotiated:
@@ -344,7 +348,11 @@ class Association:
         self.need(Conformance.ACTION, "ACTION")
         with _Asking(self):
             invoke = self._new_invoke()
-            answer = yield from self._ask(ActionRequest(method, parameters, invoke).to_bytes())
+            room = self._room(len(parameters or b""))
+            if parameters is None or len(parameters) <= room or not self._blocks_in_actions():
+                answer = yield from self._ask(ActionRequest(method, parameters, invoke).to_bytes())
+            else:
+                answer = yield from self._act_in_blocks(method, parameters, room, invoke)
             whole = b""
             blocks = 0
             while isinstance(answer, ActionResponseBlock):
@@ -363,6 +371,36 @@ class Association:
             if answer.returned.result:
                 self._refuse(f"{method}: {answer.returned.words}", answer.returned.result)
             return answer.returned.data
+
+    def _act_in_blocks(
+        self, method: Method, parameters: bytes, room: int, invoke: int
+    ) -> Exchange[apdu.Apdu]:
+        """An ACTION whose parameters do not fit the server's PDU; the answer to the last block."""
+        pieces = [parameters[i : i + room] for i in range(0, len(parameters), room)]
+        for number, piece in enumerate(pieces, 1):
+            block = Block(number == len(pieces), number, piece)
+            request = (
+                ActionRequestFirstBlock(method, block, invoke)
+                if number == 1
+                else ActionRequestBlock(block, invoke)
+            )
+            answer = yield from self._ask(request.to_bytes())
+            if block.last:
+                return answer
+            if isinstance(answer, ActionResponse) and answer.result:
+                self._refuse(f"{method}: {answer.words}", answer.result)
+            if not isinstance(answer, ActionResponseNextBlock) or answer.number != number:
+                raise MalformedApdu(f"block {number} is not acknowledged")
+        raise LocalProtocolError("parameters without octets need no blocks")
+
+    def _blocks_in_actions(self) -> bool:
+        return Conformance.BLOCK_TRANSFER_ACTION in self.negotiated
+
+    def _room(self, size: int) -> int:
+        """Octets of a value that one request may carry; `size` where the server sets no limit."""
+        if not self.server_max_pdu:
+            return size
+        return max(MIN_BLOCK, self.server_max_pdu - BLOCK_OVERHEAD)
 
     def release(self) -> Exchange[None]:
         """Release by RLRQ where the terms want one; without an association nothing is sent."""

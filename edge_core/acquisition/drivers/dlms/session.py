@@ -38,7 +38,7 @@ from edge_core.errors import (
 )
 from edge_core.protocols.dlms import axdr
 from edge_core.protocols.dlms.association import Association, Exchange, Terms
-from edge_core.protocols.dlms.codes import Mechanism, UserDiagnostic
+from edge_core.protocols.dlms.codes import Conformance, Mechanism, UserDiagnostic
 from edge_core.protocols.dlms.cosem import Attribute
 from edge_core.protocols.dlms.refusals import (
     AccessRefused,
@@ -245,6 +245,12 @@ class Session:
                 object=model.object,
                 max_pdu=model.max_pdu_size,
                 release=model.release,
+                conformance=Terms().conformance
+                | (
+                    Conformance.GENERAL_BLOCK_TRANSFER
+                    if self.model.quirks.general_block_transfer
+                    else Conformance(0)
+                ),
                 bare_conformance=self.model.quirks.bare_conformance,
             ),
             next_counter=self._next_counter if context is not None else None,
