@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 LAZY_WEIGHT = 1000
 LAZY_S = 60.0
-SOON_S = 0.2
+SOON_S = (
+    0.1  # of the 200 ms promised; the rest is for the way to the journal, the commit and its sync
+)
 _NEVER = float("inf")
 _NAP_S = 0.25  # a clock that is moved by hand wakes nobody
 
@@ -144,7 +146,10 @@ class GroupCommit:
                     return batch
                 if self._closing:
                     return None
-                self._changed.wait(_NAP_S if self._items or self._lazy else None)
+                due = min(self._due, self._lazy_due) - now
+                self._changed.wait(
+                    min(max(due, 0.001), _NAP_S) if self._items or self._lazy else None
+                )
 
     def _run(self) -> None:
         while (batch := self._take()) is not None:
