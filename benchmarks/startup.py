@@ -53,11 +53,10 @@ def first_poll_s(folder: Path, fleet: Path, roles: str) -> float:
         os.chmod(copy / "keys.toml", 0o600)  # noqa: PTH101
         head, *meters = rows
         place = head.split(",").index("address")
-        changed = []
-        for row in meters:
-            cells = row.split(",")
-            cells[place] = address
-            changed.append(",".join(cells))
+        first, *others = meters  # meters are asked in the order of their ids at the start
+        cells = first.split(",")
+        cells[place] = address
+        changed = [",".join(cells), *others]
         (copy / "meters.csv").write_text("\n".join([head, *changed]) + "\n")
         began = time.perf_counter()
         gateway = Running(folder / "gateway", copy, roles=roles)

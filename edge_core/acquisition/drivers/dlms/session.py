@@ -378,6 +378,9 @@ class Session:
                     await self._pump(channel, association.release(), "RLRQ")
         with contextlib.suppress(Exception):
             await self._close_channel()
+        self._opening = (
+            None  # it calls us back for counters: a cycle that would wait for the collector
+        )
 
     # --- counters
 
