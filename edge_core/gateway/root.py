@@ -34,6 +34,7 @@ from edge_core.transports.control import ControlServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
+    from concurrent.futures import Future
 
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
@@ -85,6 +86,8 @@ class Gateway:
             opening.callback(self.journal.close, STOP_S)
             self.counters = CounterStore.open(self.directory.counters, clock=clock)
             opening.callback(self.counters.close, STOP_S)
+            # another epoch than theirs: a copy, or begun anew; waits, for no counter may be used before
+            self.counters.settle_epoch(self.journal.epoch).result()
             self.memories = Memories(self.directory, now=clock.now())
             opening.callback(self.memories.close)
             self._open = opening.pop_all()
@@ -245,6 +248,7 @@ class Gateway:
             events.uplink_down(self.config.uplink.url, reason)
 
     def _on_new_epoch(self, epoch: int, why: str) -> None:
+        self.counters.settle_epoch(epoch).add_done_callback(_tell_jump)
         self.alarm("journal-damaged", {"epoch": epoch, "cause": why})
 
     def _add_detector(self, room: Any) -> None:
@@ -318,6 +322,12 @@ class Gateway:
     def version(self) -> str:
         """Of the program."""
         return __version__
+
+
+def _tell_jump(done: Future[None]) -> None:
+    """The counters jumped; where the disk refused, the next start finds the epoch changed, and jumps."""
+    if done.exception() is not None:
+        log.error("the invocation counters were not raised for the new epoch: %s", done.exception())
 
 
 def settle_memory() -> None:

@@ -2,8 +2,9 @@
 
 A GCM nonce is a system title and an invocation counter: using one twice under a key gives the key's authentication away.
 So ours are reserved on disk in ranges before the first of a range is used (`prepare`, one group commit for thousands of
-meters), and whatever was reserved counts as used after a restart. A restored copy of the file is not covered here: the
-caller jumps by 65,536 when the epoch is new or `was_created` says so (DESIGN section 7).
+meters), and whatever was reserved counts as used after a restart. A restored copy of the file knows less than was used: a
+new epoch of the journal tells of one, and raises all counters of ours by JUMP (`settle_epoch`). A key that this file has never
+seen may have been used under a file that was lost: its user adds JUMP to what the meter says (DESIGN section 7).
 
 Theirs are stored after the tag was verified. What a kill may take back: up to 200 ms of pushes (their alarms are younger than
 their counters' commit, or known by their id if replayed), and up to LAZY_S of replies within associations, which answer our
@@ -40,16 +41,18 @@ Channel = Literal["association", "push"]
 CHUNK = 64
 LIMIT = 0xFFFF_FFFF  # the last counter; a key that comes near needs changing
 MARGIN = 1_000
+END = LIMIT - MARGIN + 1
 WINDOW = 64
 LAZY_S = 300.0  # how late counters of associations may be stored
 MIN_RANGE = 16
+JUMP = 65_536  # more than was ever used and not told to the meter, in whatever was lost
 
 
 class CounterStore:
     """counters.db, with one writer thread. All methods may be called from any thread.
 
     Attributes:
-        was_created: the file is new or was damaged: every counter of ours needs max(ours, the meter's) + 65,536, once.
+        was_created: the file is new or was damaged: no counter of ours is known.
         was_damaged: why the former file was set aside, or None.
     """
 
@@ -70,6 +73,7 @@ class CounterStore:
         self._push = array("Q")  # highest accepted + 1
         self._window = array("Q")
         self._dirty: set[tuple[str, int]] = set()
+        self._epoch = 0
         self._told_s: float | None = None  # a commit for peers is queued within so long
         self._wal_pages = 0
         self._closed = False
@@ -153,8 +157,8 @@ class CounterStore:
                 )
                 return done
             self._wanted[i] = max(self._wanted[i], start + max(2 * count, MIN_RANGE))
-            self._wanted[i] = min(self._wanted[i], LIMIT - MARGIN + 1)
-        return self._submit("reserve", i, start)
+            self._wanted[i] = min(self._wanted[i], END)
+        return self._submit("reserve", i, start, count)
 
     def next(self, title: bytes, fingerprint: str) -> int:
         """Use up one counter.
@@ -171,6 +175,13 @@ class CounterStore:
             value = self._next[i]
             self._next[i] = value + 1
             return value
+
+    def settle_epoch(self, epoch: int) -> Future[None]:
+        """Raise every counter of ours by JUMP, durably, unless that was done for this epoch of the journal.
+
+        Ranges that are in use keep their length, so that no association under way runs out of counters.
+        """
+        return self._submit("epoch", epoch)
 
     def raise_to(self, title: bytes, fingerprint: str, at_least: int) -> Future[None]:
         """Use no counter below `at_least` any more, durably; never lowers anything."""
@@ -267,6 +278,8 @@ class CounterStore:
             column.extend([0] * (count - len(column)))
 
     def _load(self) -> None:
+        for (epoch,) in self._db.execute("SELECT value FROM meta WHERE key = 'epoch'"):
+            self._epoch = int(epoch)
         for i, title, fingerprint in self._db.execute(
             "SELECT id, title, fingerprint FROM identity"
         ):
@@ -289,16 +302,24 @@ class CounterStore:
 
     def _commit(self, batch: list[Item[Any]]) -> None:
         with self._lock:
-            ranges = {
-                item.args[0]: self._wanted[item.args[0]] for item in batch if item.what == "reserve"
-            }
+            ranges: dict[int, int] = {}
+            for item in batch:
+                if item.what == "reserve":
+                    i, start, count = item.args  # a jump may have come after the asking
+                    least = max(self._next[i], start) + count
+                    ranges[i] = max(ranges.get(i, 0), self._wanted[i], min(least, END))
+            epoch = max((item.args[0] for item in batch if item.what == "epoch"), default=0)
+            jump = JUMP if epoch and epoch != self._epoch else 0
             new, self._new = self._new, []
             dirty, self._dirty = self._dirty, set()
             self._told_s = None
             ends = self._end[:]
             for i, end in ranges.items():
                 ends[i] = max(ends[i], end)
-            rows = [("own", c, _octets(ends, c)) for c in sorted({i // CHUNK for i in ranges})]
+            if jump:
+                ends = array("Q", (min(end + jump, max(end, END)) if end else 0 for end in ends))
+            touched = range(len(ends)) if jump else ranges
+            rows = [("own", c, _octets(ends, c)) for c in sorted({i // CHUNK for i in touched})]
             for channel, chunk in sorted(dirty):
                 columns = (
                     (self._association,) if channel == "association" else (self._push, self._window)
@@ -309,6 +330,8 @@ class CounterStore:
             self._db.executemany("INSERT INTO identity VALUES (?, ?, ?)", new)
             for table, chunk, body in rows:
                 self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (chunk, body))
+            if jump:
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
@@ -321,12 +344,17 @@ class CounterStore:
                 item.future.set_exception(reason)
             return
         with self._lock:
-            for i, end in ranges.items():
-                self._end[i] = max(self._end[i], end)
+            for i, end in enumerate(ends):  # identities may have joined meanwhile
+                self._end[i] = end
             for item in batch:
                 if item.what == "reserve":
-                    i, start = item.args
+                    i, start, _ = item.args
                     self._next[i] = max(self._next[i], start)
+            if jump:
+                self._epoch = epoch
+                for i, end in enumerate(ends):
+                    if self._next[i]:
+                        self._next[i] = min(self._next[i] + jump, end)
         for item in batch:
             item.future.set_result(None)
         self._wal_pages += 2 * len(rows) + 2

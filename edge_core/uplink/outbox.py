@@ -220,6 +220,16 @@ class Outbox:
         with self._changed:
             return self._limit - 1
 
+    @property
+    def taken(self) -> int:
+        """The highest number used in this epoch, or burnt at a restart.
+
+        A cloud that has a higher one has it from another life of this file. What is merely reserved tells nothing: both lives
+        reserve the same range when the copy was made before the last restart.
+        """
+        with self._changed:
+            return self._next - 1
+
     # --- what the sender says
 
     def record(self, n: int, refs: tuple[Ref, ...], sha256: bytes) -> None:

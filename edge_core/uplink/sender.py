@@ -326,10 +326,12 @@ class Sender:
         if ack.dcu != self._dcu or ack.epoch != self._outbox.epoch or self._out.paused:
             self.counts.acks_ignored += 1
             return
-        if ack.high > self._outbox.reserved:
+        if ack.high > self._outbox.taken:
             self._out.paused = True
             self._task(
-                self._renumber(f"the cloud has n = {ack.high}, we reserved {self._outbox.reserved}")
+                self._renumber(
+                    f"the cloud has n = {ack.high}, we used {self._outbox.taken} at most"
+                )
             )
             return
         now = self._clock.monotonic()

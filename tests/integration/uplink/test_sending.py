@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -313,26 +314,52 @@ async def test_partial_acks_survive_a_restart(cloud: Cloud, uplink: Make, tmp_pa
     assert sent_again * 4 == len(cells(large)) - len(acked_cells)
 
 
-async def test_high_above_the_reservation_begins_a_new_epoch(cloud: Cloud, uplink: Make) -> None:
+async def test_high_above_what_we_used_begins_a_new_epoch(cloud: Cloud, uplink: Make) -> None:
     cloud.silent = True
     box = uplink().start()
     box.append(block(1), block(2))
     box.journal.alarm(gasp(1))
     await eventually(lambda: len(cloud.arrived) == 2)
     epoch = box.journal.epoch
-    cloud.send_ack(epoch, acked=[[1, RANGE]], high=RANGE)
-    await eventually(lambda: box.drained)  # at the reservation: ours
+    cloud.send_ack(epoch, acked=[[1, 2]], high=2)
+    await eventually(lambda: box.drained)  # the last that we used: ours
     box.append(block(3))
     box.journal.alarm(gasp(3))
     await eventually(lambda: len(cloud.arrived) == 4)
     cloud.silent = False
-    cloud.send_ack(epoch, acked=[[1, RANGE + 1]], high=RANGE + 1)
+    cloud.send_ack(epoch, acked=[[1, 5]], high=5)  # reserved, and never used by us
     await eventually(lambda: box.epochs and box.drained)
     assert box.journal.epoch > epoch
     assert box.epochs == [(box.journal.epoch, box.epochs[0][1])]
     assert {e for _, e, _ in cloud.arrived[4:]} == {box.journal.epoch}
     assert cloud.cells == cells(block(3))
     assert list(cloud.alarms) == [gasp(3).id]
+
+
+async def test_a_copy_older_than_a_restart_is_found_out(cloud: Cloud, uplink: Make) -> None:
+    """Both lives of the file reserve the same numbers: the reservation tells nothing, what was used does."""
+    box = uplink().start()
+    box.append(block(1))
+    await eventually(lambda: box.drained)
+    await box.stop()
+    copy = box.folder / "copy"
+    shutil.copytree(box.folder / "data", copy)
+    box = uplink().start()
+    box.append(block(2))
+    box.append(block(3))
+    await eventually(lambda: box.drained)
+    await box.stop()
+    shutil.rmtree(box.folder / "data")
+    copy.rename(box.folder / "data")
+    box = uplink().start()
+    await eventually(lambda: box.connected)
+    high = max(n for _, _, n in cloud.arrived)
+    cloud.send_ack(box.journal.epoch, high=high)
+    await eventually(lambda: box.epochs)
+    for meter in (2, 3, 4):
+        box.append(block(meter))
+    await eventually(lambda: box.drained)
+    assert cloud.cells == cells(*(block(meter) for meter in (1, 2, 3, 4)))
 
 
 async def test_a_lost_uplink_db_begins_a_new_epoch(cloud: Cloud, uplink: Make) -> None:

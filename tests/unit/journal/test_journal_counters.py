@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from edge_core.clock import ManualClock, SystemClock
 from edge_core.errors import CounterExhausted, DataDirectoryBusy, LocalProtocolError
 from edge_core.journal import CounterStore
+from edge_core.journal.counters import JUMP
 
 OURS, KEY = b"ODC00001", "ab" * 8
 METER = b"GRX12345"
@@ -205,3 +206,50 @@ def test_a_damaged_file_is_set_aside_and_said_so(opened, path, damage):
     assert len(list((path.parent / "damaged").iterdir())) >= 1
     counters.prepare(OURS, KEY, at_least=65_536).result()
     assert counters.next(OURS, KEY) == 65_536
+
+
+def test_a_new_epoch_jumps_once_and_for_good(opened):
+    counters = opened()
+    counters.settle_epoch(1_764_000_000).result()
+    counters.prepare(OURS, KEY, count=100).result()
+    before = [counters.next(OURS, KEY) for _ in range(5)][-1]
+    counters.settle_epoch(1_764_000_000).result()  # the same: nothing happens
+    assert counters.next(OURS, KEY) == before + 1
+    counters.settle_epoch(1_764_000_001).result()
+    after = [counters.next(OURS, KEY) for _ in range(94)]  # what was reserved goes on, higher up
+    assert after == list(range(before + 2 + JUMP, before + 96 + JUMP))
+    counters.close()
+    counters = opened()
+    counters.settle_epoch(1_764_000_001).result()
+    counters.prepare(OURS, KEY).result()
+    assert after[-1] < counters.next(OURS, KEY) < after[-1] + JUMP
+
+
+def test_a_jump_after_a_restart_passes_all_that_was_reserved(opened):
+    counters = opened()
+    counters.prepare(OURS, KEY, count=100).result()
+    last = use_all(counters)[-1]
+    counters.close()
+    counters = opened()
+    counters.settle_epoch(1_764_000_001).result()
+    assert counters.current(OURS, KEY) == last + 1 + JUMP
+    assert counters.current(METER, KEY) is None
+
+
+def test_a_jump_beside_reservations_leaves_each_what_it_asked_for(opened):
+    counters = opened()
+    for epoch in range(1, 200):
+        jump = counters.settle_epoch(epoch)
+        done = counters.prepare(OURS, KEY, count=40)
+        done.result()
+        jump.result()
+        assert len({counters.next(OURS, KEY) for _ in range(40)}) == 40
+
+
+def test_no_jump_passes_the_end_of_a_key(opened):
+    counters = opened()
+    counters.prepare(OURS, KEY, at_least=2**32 - 50_000).result()
+    counters.settle_epoch(1).result()
+    counters.settle_epoch(2).result()
+    with pytest.raises(CounterExhausted):
+        counters.prepare(OURS, KEY).result()

@@ -427,10 +427,8 @@ class Session:
         if theirs is not None and ours is not None and theirs >= ours:
             self.foreign_counter = (ours, theirs)
         at_least = 0 if theirs is None else theirs + 1
-        if ours is None and counters.was_created:
-            at_least += (
-                COUNTER_JUMP  # a file that was lost may have used counters that the meter never saw
-            )
+        if ours is None:  # a file that was lost may have used counters that the meter never saw
+            at_least += COUNTER_JUMP
         await self._prepare(title, fingerprint, at_least, "counters")
         self._marks().add(mark)
 
