@@ -136,6 +136,7 @@ class Visit:
                     if not self._lacks(kind, refused):
                         raise
                     continue
+                self._take_notices()
                 if not finished:
                     self.result.gave_way = True
                     return
@@ -207,7 +208,7 @@ class Visit:
             )
 
     def _take_notices(self) -> None:
-        """What the driver noticed beside its reads becomes alarms: a counter that moved without us."""
+        """What the driver noticed beside its reads becomes alarms: a counter that moved, a layout that changed."""
         for code, detail in getattr(self.driver, "notices", ()):
             self._alarm(code, detail)
 

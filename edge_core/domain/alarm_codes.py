@@ -43,6 +43,7 @@ ALARM_KINDS: dict[str, AlarmKind] = {
     "wrong-meter": AlarmKind("meter", "major"),
     "foreign-client": AlarmKind("meter", "major"),
     "value-conflict": AlarmKind("meter", "major"),
+    "layout-changed": AlarmKind("meter", "major"),
     "multiplier-mismatch": AlarmKind("meter", "major"),
     "message-conflict": AlarmKind("gateway", "critical"),
     "disk": AlarmKind("gateway", "critical"),

@@ -77,7 +77,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
         multiplier: CT x PT of the configuration, a check for the cloud; never applied here.
         read_at: UTC epoch seconds on our clock when the reply came.
         proven_at: UTC epoch seconds when capture objects and scalers were last proven.
-        q: quality: clock offset, arrival, for samples {"at": epoch ms, "bound": [lo, hi]}.
+        q: quality: clock offset, arrival, for samples {"at": epoch ms, "bound": [lo, hi]}; "relaid": rows above this
+            time replace what was read under a layout that no longer holds.
     """
 
     meter: str

@@ -5,7 +5,8 @@
 A periodic profile keeps its known times as runs (first, last, step), an irregular one (events, billing) its newest KEEP_TIMES
 times with their hashes. The last KEEP_TAIL rows of the buffer are kept with their hashes, in buffer order: the tail. A row is
 known when its time and occurrence are known and its hash is the same or forgotten. A known row with another hash is a
-conflict: it is taken, counted, and its hash becomes the current one. Of samples the first one wins, whatever comes later.
+conflict: it is taken, counted, and its hash becomes the current one. So is a row above `q["relaid"]` of its block (the
+layout that it was read under was disproved), unless its hash is known and the same. Of samples the first one wins, whatever comes later.
 
 *Occurrences.* A meter whose clock was set back captures some times twice. The block numbers occurrences in buffer order,
 but only over the rows that it holds; what it does not hold is added here. Three things tell a row of the second pass from a
@@ -26,6 +27,7 @@ that comes again is delivered again, under the same identity.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from bisect import bisect_right
@@ -138,15 +140,15 @@ class Entry(msgspec.Struct, array_like=True):
     def _absorb_rising(self, block: Block, times: list[int]) -> Absorbed:
         """The usual overlap: the clock was never set back, every time is there once."""
         hashes = self._base_hashes()
-        sampled = _sampled(block)
+        sampled, relaid = _sampled(block), _relaid(block)
         rows, new, conflicts = [], [], 0
         for row, time in enumerate(times):
             if not self.knows(time, hashes):
                 new.append(row)
                 rows.append(row)
-            elif time in hashes and row not in sampled:
+            elif row not in sampled and (time in hashes or time > relaid):
                 (value,) = row_hashes(block, (row,))
-                if value != hashes[time]:
+                if value != hashes.get(time):
                     self._change_hash(time, 0, value)
                     conflicts += 1
                     rows.append(row)
@@ -164,7 +166,7 @@ class Entry(msgspec.Struct, array_like=True):
         end = self._find_tail(times, values, first_step)
         claimed = dict(block.occ)
         hashes = self._base_hashes()
-        sampled = _sampled(block)
+        sampled, relaid = _sampled(block), _relaid(block)
         by_time: dict[int, list[int]] = {}
         for row, time in enumerate(times):
             by_time.setdefault(time, []).append(row)
@@ -194,7 +196,10 @@ class Entry(msgspec.Struct, array_like=True):
                         self.captured += 1
                     else:
                         firsts.append(row)
-                elif known[place] not in (None, values[row]) and row not in sampled:
+                elif row not in sampled and (
+                    known[place] not in (None, values[row])
+                    or (known[place] is None and time > relaid)
+                ):
                     self._change_hash(time, place, values[row])
                     conflicts += 1
                     kept.append(row)
@@ -532,6 +537,12 @@ def _sampled(block: Block) -> set[int]:
         if bits & Flag.SAMPLED
         for row in range(first, first + count)
     }
+
+
+def _relaid(block: Block) -> float:
+    """Rows above this time were read under a layout that no longer holds: what came before is no longer current."""
+    value = (block.q or {}).get("relaid")
+    return value if isinstance(value, int) else math.inf
 
 
 def _split(hashes: bytes) -> list[int]:

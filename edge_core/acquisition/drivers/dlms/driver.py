@@ -11,12 +11,17 @@ Limits: ROWS_AT_ONCE rows (SLOW_ROWS_AT_ONCE on slow lines) are asked for in one
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from edge_core.acquisition.drivers import Device, ProfileRequest
 from edge_core.acquisition.drivers.dlms import registers
 from edge_core.acquisition.drivers.dlms.learned import (
+    LayoutChange,
     Learned,
     capture_objects,
     clock_rules,
@@ -92,6 +97,8 @@ class Driver:
         self._rows_at_once = SLOW_ROWS_AT_ONCE if slow else ROWS_AT_ONCE
         self._device: Device | None = None
         self._offset_s: float | None = None
+        self._changes: dict[str, LayoutChange] = {}
+        self._notices: list[tuple[str, dict[str, Any]]] = []
 
     # --- who and when
 
@@ -166,9 +173,12 @@ class Driver:
 
     @property
     def notices(self) -> list[tuple[str, dict[str, Any]]]:
-        """What the session noticed beside: alarm code and detail."""
-        moved = self.session.foreign_counter
-        return [] if moved is None else [("foreign-client", {"ours": moved[0], "theirs": moved[1]})]
+        """What was noticed beside since the last look: alarm code and detail."""
+        found, self._notices = self._notices, []
+        moved, self.session.foreign_counter = self.session.foreign_counter, None
+        if moved is not None:
+            found.append(("foreign-client", {"ours": moved[0], "theirs": moved[1]}))
+        return found
 
     # --- profiles
 
@@ -180,6 +190,8 @@ class Driver:
         device = await self.identify()
         profile = self._profile(request.kind)
         learned = await self._learn(request.kind, profile, device.serial)
+        self._recall_change(request.kind)
+        request = self._since_the_last_proof(request, learned)
         wanted = await self._portions(request, profile, learned)
         for left, (since, until, selector) in zip(
             range(len(wanted) - 1, -1, -1), wanted, strict=True
@@ -189,6 +201,11 @@ class Driver:
                 rows = self._decode(data, profile, learned)
             except ColumnMismatch:
                 learned = await self._prove(request.kind, profile, device.serial)
+                earlier = self._since_the_last_proof(request, learned)
+                if earlier != request:  # what was read since the last proof is read again, whole
+                    async for portion in self.portions(earlier):
+                        yield portion
+                    return
                 with self.session.step(f"GET {profile.obis}:2"):
                     rows = self._decode(data, profile, learned)
             blocks = [
@@ -197,6 +214,24 @@ class Driver:
                 if (block := self._block(request.kind, part, learned, since, until)) is not None
             ]
             yield blocks, left > 0
+        change = self._changes.get(request.kind)
+        if change is not None and (request.until is None or request.until >= change.proven_now):
+            self._memory.put(f"relaid.{request.kind}", None)  # all was handed over
+
+    def _recall_change(self, kind: str) -> None:
+        """A change that an earlier session found, and whose rows it did not come to read again."""
+        value = self._memory.get(f"relaid.{kind}")
+        if kind not in self._changes and isinstance(value, dict):
+            with contextlib.suppress(msgspec.ValidationError):
+                self._changes[kind] = msgspec.convert(value, LayoutChange)
+
+    def _since_the_last_proof(self, request: ProfileRequest, learned: Learned) -> ProfileRequest:
+        """The request; when a proof of this session differs from the one before, back to that one."""
+        change = self._changes.get(request.kind)
+        if change is None or request.since is None:
+            return request
+        first = change.proven_before - 2 * max(learned.period, 60)
+        return dataclasses.replace(request, since=min(request.since, first))
 
     def _profile(self, kind: str) -> Profile:
         try:
@@ -232,6 +267,12 @@ class Driver:
                 for row in range(first, first + count):
                     bits[row] |= value
             flags = runs_of(bits)
+        change = self._changes.get(kind)
+        if change is not None and change.rescaled:
+            flags = _doubted(flags, times, change)
+        quality: dict[str, Any] = {"unplaced": rows.unplaced} if rows.unplaced else {}
+        if change is not None:
+            quality["relaid"] = change.proven_before
         block = Block(
             meter=self._meter.id,
             device=self._device.serial,
@@ -245,7 +286,7 @@ class Driver:
             multiplier=self._meter.multiplier,
             read_at=int(self._clock.now()),
             proven_at=learned.proven_at,
-            q={"unplaced": rows.unplaced} if rows.unplaced else None,
+            q=quality or None,
         )
         low = since if since is not None else OLDEST
         high = until if until is not None else 1 << 62
@@ -385,8 +426,32 @@ class Driver:
         )
         with self.session.step(f"GET {obis}:3"):
             plan_of(learned, profile, self._rules)
+        self._compare(kind, profile, remembered(self._memory.get, kind), learned)
         remember(self._memory.put, kind, learned)
         return learned
+
+    def _compare(self, kind: str, profile: Profile, before: Learned | None, now: Learned) -> None:
+        """Name what differs from the proof before: rows in between may have been read under the wrong layout."""
+        if before is None or before.device != now.device:
+            return
+        change = LayoutChange.between(before, now)
+        if change is None:
+            return
+        self._changes[kind] = change
+        self._memory.put(f"relaid.{kind}", msgspec.to_builtins(change))
+        self._notices.append(
+            (
+                "layout-changed",
+                {
+                    "profile": str(profile.obis),
+                    "proven_before": before.proven_at,
+                    "added": list(change.added),
+                    "removed": list(change.removed),
+                    "rescaled": list(change.rescaled),
+                    "period": [before.period, now.period],
+                },
+            )
+        )
 
     async def _capture_objects(self, obis: Obis) -> tuple[CaptureObject, ...]:
         data = await self.get(Attribute(PROFILE_CLASS, obis, 3))
@@ -476,3 +541,17 @@ class Driver:
 
     async def close(self) -> None:
         await self.session.close()
+
+
+def _doubted(
+    flags: Sequence[tuple[int, int, int]], times: Sequence[int], change: LayoutChange
+) -> tuple[tuple[int, int, int], ...]:
+    """Flags with LAYOUT_DOUBT on the rows between two proofs whose scalers differ: either may hold for them."""
+    bits = [
+        int(Flag.LAYOUT_DOUBT) if change.proven_before < at <= change.proven_now else 0
+        for at in times
+    ]
+    for first, count, value in flags:
+        for row in range(first, first + count):
+            bits[row] |= value
+    return runs_of(bits)

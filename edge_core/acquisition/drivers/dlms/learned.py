@@ -57,6 +57,47 @@ class Learned(msgspec.Struct, frozen=True):
         return self.device == device and 0 <= now - self.proven_at < PROVEN_FOR_S
 
 
+class LayoutChange(msgspec.Struct, frozen=True):
+    """How two proofs of one profile differ.
+
+    Attributes:
+        proven_before, proven_now: UTC epoch seconds of the proofs.
+        added, removed: capture objects as `<OBIS>:<attribute>`; both empty where only their order changed.
+        rescaled: capture objects whose scaler or unit changed, as `<OBIS>:<attribute> <before> -> <now>`.
+    """
+
+    proven_before: int
+    proven_now: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    rescaled: tuple[str, ...]
+
+    @classmethod
+    def between(cls, before: Learned, now: Learned) -> LayoutChange | None:
+        """The change, or None where rows mean the same under both."""
+        if (before.objects, before.period, set(before.scalers)) == (
+            now.objects,
+            now.period,
+            set(now.scalers),
+        ):
+            return None
+        old = {f"{o.obis}:{o.attribute}" for o in before.objects}
+        new = {f"{o.obis}:{o.attribute}" for o in now.objects}
+        scales = {(o, a): (s, u) for o, a, s, u in before.scalers}
+        rescaled = tuple(
+            f"{obis}:{attribute} {was[0]} {was[1]} -> {scaler} {unit}"
+            for obis, attribute, scaler, unit in now.scalers
+            if (was := scales.get((obis, attribute), (scaler, unit))) != (scaler, unit)
+        )
+        return cls(
+            before.proven_at,
+            now.proven_at,
+            tuple(sorted(new - old)),
+            tuple(sorted(old - new)),
+            rescaled,
+        )
+
+
 def remember(put: Callable[[str, Any], None], kind: str, learned: Learned) -> None:
     """Keep what was learned of a kind of profile, in two values: what like meters share, and what is this meter's own.
 
