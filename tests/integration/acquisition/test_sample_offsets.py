@@ -13,10 +13,9 @@ import random
 import struct
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -181,7 +180,7 @@ async def panel(tmp_path: Path) -> AsyncIterator[Panel]:
     await made.close()
 
 
-def spread(values: Any) -> float:
+def spread(values: Iterable[float]) -> float:
     known = list(values)
     return max(known) - min(known)
 

@@ -78,6 +78,13 @@ def test_units_of_reactive_quantities(model):
             assert p.unit in ("var", "varh")
 
 
+def test_every_abb_of_the_model_is_known_by_its_type_designation():
+    model = load_model("abb-b23-b24")
+    assert model.identify is not None
+    codes = {name: int(code).to_bytes(4) for code, name in model.identify.values.items()}
+    assert codes == {name: f"{name} ".encode() for name in model.about.models}
+
+
 def test_a_history_of_midnights_has_a_clock():
     with_history = [n for n in NAMES if load_model(n).midnight.history]
     assert with_history == ["lt-er300p"]
