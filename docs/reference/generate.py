@@ -1,7 +1,7 @@
 """Write the reference pages from the code: `python docs/reference/generate.py`; tests/unit/test_docs.py compares.
 
-configuration.md and models.md come from the structs of edge_core/config, their defaults and docstrings; cli.md from
-the click commands; events.md from edge_core/health/events.py.
+configuration.md and models.md come from the structs of edge_core/config, their defaults and docstrings; meters.md from
+the models that come with the product; cli.md from the click commands; events.md from edge_core/health/events.py.
 """
 
 from __future__ import annotations
@@ -303,9 +303,99 @@ def event_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+PROVEN = {
+    "document": "document",
+    "simulator": "simulated meter",
+    "meter": "meter",
+}
+
+
+def supported_meters() -> str:
+    """meters.md: a row for each model that comes with the product."""
+    found = [models.load_model(name) for name in models.model_names()]
+    polled = [m for m in found if isinstance(m, models.DlmsModel) and m.profiles]
+    pushed = [m for m in found if isinstance(m, models.DlmsModel) and not m.profiles]
+    modbus = [m for m in found if isinstance(m, models.ModbusModel)]
+    parts = [
+        "# Supported meters\n",
+        NOTE,
+        f"{len(found)} models come with the product; each is one TOML file with its sources "
+        "(`opendcu model show NAME`). *Proven by* says how far we went: the document alone, a simulated meter that "
+        "is read whole in the tests, or a meter. A meter that is not here but speaks one of these protocols needs a "
+        "model of its own and no code; `opendcu probe` finds out which model fits.\n",
+        "## DLMS/COSEM, polled\n",
+        "Profiles, registers, event logs, alerts; every model is read whole from a simulated meter of its kind.\n",
+        _rows(
+            ["model", "maker", "meters", "association", "profiles", "pushes", "proven by"],
+            [
+                [
+                    f"`{m.name}`",
+                    m.about.maker,
+                    _families(m),
+                    f"client {m.association.client}, {m.association.security}, suite {m.association.suite}",
+                    ", ".join(m.profiles),
+                    ", ".join(m.push),
+                    PROVEN[m.about.verified],
+                ]
+                for m in polled
+            ],
+        ),
+        "## DLMS/COSEM, push only\n",
+        "Customer interfaces and HAN ports: only heard, never asked. Every model is read in the tests with frames that "
+        "were captured from such meters.\n",
+        _rows(
+            ["model", "maker", "meters", "protection", "a row each", "notes"],
+            [
+                [
+                    f"`{m.name}`",
+                    m.about.maker,
+                    _families(m),
+                    ", ".join(dict.fromkeys(p.protection for p in m.push.values())),
+                    ", ".join(dict.fromkeys(f"{p.every_s} s" for p in m.push.values())),
+                    m.about.notes,
+                ]
+                for m in pushed
+            ],
+        ),
+        "## Modbus\n",
+        "Read over TCP, RTU, or RTU in a TCP stream (gateways convert); registers are sampled at the boundary.\n",
+        _rows(
+            ["model", "maker", "meters", "transports", "points", "phases", "proven by"],
+            [
+                [
+                    f"`{m.name}`",
+                    m.about.maker,
+                    _families(m),
+                    ", ".join(m.link.transports),
+                    str(len(m.points)),
+                    str(m.about.phases),
+                    PROVEN[m.about.verified],
+                ]
+                for m in modbus
+            ],
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _families(model: models.Model) -> str:
+    return "; ".join(model.about.families)
+
+
+def _rows(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += [
+        "| " + " | ".join(cell if cell[:1] == "`" else md(cell) for cell in row) + " |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration,
     "models.md": model_keys,
+    "meters.md": supported_meters,
     "cli.md": cli,
     "events.md": event_page,
 }

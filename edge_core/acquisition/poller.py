@@ -61,6 +61,15 @@ SPREAD_OF_MIDNIGHT_S = 1800.0
 FULL_PAUSE_S = 10.0
 SILENT_AFTER = 3  # failed visits in a row before the alarm meter-silent
 
+_REFUSALS = (
+    (errors.TagInvalid, "tag-invalid"),
+    (errors.Replayed, "replayed"),
+    (errors.Downgraded, "downgraded"),
+    (errors.LocalProtocolError, "faults-of-protocol"),
+    (errors.ProtocolError, "malformed"),
+)
+"""Names under which answers are counted that were refused, as the listener counts pushes."""
+
 Action = tuple["Callable[[Driver], Awaitable[Any]]", "asyncio.Future[Any]", "Tracer | None"]
 
 
@@ -488,6 +497,9 @@ class Poller:
 
     def _failed(self, state: MeterState, error: errors.MeterError) -> None:
         self.counts["failures"] += 1
+        refused = next((n for k, n in _REFUSALS if isinstance(error.__cause__, k)), "")
+        if refused:
+            self.counts[refused] += 1
         news = state.lose(self.clock.now(), self.clock.monotonic(), error, cause_of(error))
         if news:
             events.meter_lost(state.config.id, error)

@@ -21,6 +21,8 @@ from edge_core.domain import Block, Flag, as_list
 from edge_core.journal import CounterStore, Journal
 from edge_core.journal.datadir import DataDirectory, Memories
 from edge_core.protocols.hdlc.frame import Frame
+from simulators.dlms import codec
+from simulators.dlms.lines import wrap
 
 FRAMES = Path(__file__).parents[2] / "data" / "frames"
 
@@ -360,3 +362,76 @@ async def test_hourly_energies_meet_no_momentary_row(site: Make, port: Port) -> 
     blocks = await s.blocks(2)
     assert len({as_list(b.times)[0] for b in blocks}) == 1
     assert {b.layout.profile for b in blocks} == {"0.0.25.9.0.255", "0.0.25.9.1.255"}
+
+
+# --- EventNotification: how Dutch meters raise their alarm registers
+
+TITLE = bytes.fromhex("4f444e0000000001")
+GUEK, GAK = bytes(range(16)), bytes(range(16, 32))
+
+
+def event_notification(register: str, value: int) -> bytes:
+    """event-notification-request without a time: class 1, the alarm register, attribute 2."""
+    return b"\xc2\x00\x00\x01" + codec.logical_name(register) + b"\x02" + codec.u32(value)
+
+
+def sealed(plain: bytes, counter: int) -> bytes:
+    body = codec.seal(GUEK, GAK, TITLE, counter, plain)
+    return wrap(1, 64, b"\xdb\x08" + TITLE + codec.length(len(body)) + body)
+
+
+async def dutch(site: Make) -> Site:
+    return await site(
+        "smr5",
+        'transport = "tcp"\nframing = "wrapper"\n',
+        {"guek": GUEK.hex(), "gak": GAK.hex()},
+        f'address = "127.0.0.1:4059"\ntitle = "{TITLE.hex()}"',
+    )
+
+
+@pytest.mark.parametrize(
+    ("register", "value", "codes"),
+    [
+        ("0.0.97.98.0.255", 1 << 28 | 1 << 1, {("battery-low", ()), ("phase-outage", ("L1",))}),
+        ("0.0.97.98.1.255", 1 << 4, {("over-voltage", ("L2",))}),
+        ("0.0.97.98.2.255", 1, {("last-gasp", ())}),
+    ],
+)
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_event_notifications_are_alarms(
+    site: Make, transport: str, register: str, value: int, codes: set[Any]
+) -> None:
+    s = await dutch(site)
+    udp, tcp = s.listener.ports
+    octets = sealed(event_notification(register, value), 7)
+    if transport == "udp":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(octets, ("127.0.0.1", udp))
+    else:
+        _, writer = await asyncio.open_connection("127.0.0.1", tcp)
+        writer.write(octets)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    await s.counted("alarms", len(codes))
+    await asyncio.wrap_future(s.journal.flush())
+    alarms = s.journal.alarms_waiting(10)
+    assert {(a.code, tuple(a.phases)) for a in alarms} == codes
+    assert all(a.meter == "M1" for a in alarms)
+
+
+async def test_what_is_wrong_with_an_event_notification_is_counted_by_name(site: Make) -> None:
+    s = await dutch(site)
+    gasp = event_notification("0.0.97.98.2.255", 1)
+    good = sealed(gasp, 7)
+    s.listener.hear(good, "127.0.0.1")
+    s.listener.hear(good, "127.0.0.1")
+    s.listener.hear(good[:-1] + bytes((good[-1] ^ 1,)), "127.0.0.1")
+    s.listener.hear(wrap(1, 64, gasp), "127.0.0.1")
+    s.listener.hear(good[:-1], "127.0.0.1")
+    s.listener.hear(sealed(event_notification("0.0.97.98.0.255", 1 << 31), 8), "127.0.0.1")
+    s.listener.hear(sealed(gasp, 9), "127.0.0.9")  # the title, not the address, tells who it is
+    counts = s.listener.counts
+    for name in ("replayed", "tag-invalid", "downgraded", "malformed", "no-alert"):
+        assert counts[name] == 1, (name, counts)
+    assert counts["alarms"] == 2
