@@ -125,7 +125,8 @@ class Poller:
         """The jobs of one meter, each with its constant phase.
 
         A meter without a load profile is sampled at each boundary of its capture period, at the same small offset
-        every time (equal delays cancel); one with a load profile is asked for what it remembers, any time.
+        every time (equal delays cancel); what a meter keeps itself it is asked for by the schedule, so that its own
+        clock has passed the boundary.
         """
         schedule, name, model = self.config.schedule, state.config.id, state.model
         rules: dict[Job, tuple[Rule, float]] = {}
@@ -137,13 +138,14 @@ class Poller:
                 rules[Job.INTERVAL] = (Every(period), offset)
             if "midnight" in kinds_of(model):
                 rules[Job.MIDNIGHT] = (Daily(0), offset)
-        else:
-            for job, kind, text in (
-                (Job.INTERVAL, "interval", schedule.interval_reads),
-                (Job.MIDNIGHT, "midnight", schedule.midnight_reads),
-            ):
-                rule = parse_rule(text)
-                if rule is not None and kind in kinds_of(model):
+        for job, kind, text in (
+            (Job.INTERVAL, "interval", schedule.interval_reads),
+            (Job.MIDNIGHT, "midnight", schedule.midnight_reads),
+        ):
+            rule = parse_rule(text)
+            if keeps(model, kind) and kind in kinds_of(model):
+                rules.pop(job, None)
+                if rule is not None:
                     spread = rule.period_s if isinstance(rule, Every) else SPREAD_OF_MIDNIGHT_S
                     rules[job] = (rule, phase_of(name, spread))
         for job, kind, text in (

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from edge_core.clock import ManualClock
 from tests.integration.acquisition.conftest import T0, Make, Plant
 
 pytestmark = pytest.mark.integration
@@ -45,6 +48,27 @@ async def test_a_meter_that_is_silent_over_midnight_is_asked_again_soon(plant: M
     assert midnights(p) == [-2, -1, 0]
     assert p.holes(p.meter_id(), "midnight") == []
     assert set(p.missing(p.meter_id())) == {"line-silent"}  # intervals it does not keep
+
+
+class Behind:
+    """The clock of a meter that is slow."""
+
+    def __init__(self, clock: ManualClock, seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def now(self) -> float:
+        return self.clock.now() - self.seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.clock, name)
+
+
+async def test_a_meter_whose_clock_is_slow_is_asked_when_its_day_has_begun(plant: Make) -> None:
+    p = await plant(modbus={"model": "lt-er300p"})
+    p.fleet.modbus[0].clock = Behind(p.clock, 90)
+    await p.advance(66_600 - 600)
+    await p.advance(600 + 3000, step_s=60)
+    assert midnights(p) == [-2, -1, 0]
 
 
 async def test_midnights_that_the_meter_overwrote_are_named_and_no_others(plant: Make) -> None:
