@@ -14,6 +14,7 @@ import pytest
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.config.schema import Line
 from edge_core.errors import LineSilent, MeterError
+from edge_core.transports.serial import SerialStream
 from simulators.dlms.bus import SerialBus
 from simulators.dlms.meter import Meter
 from tests.integration.dlms.conftest import Bench, rows_of, truth_of
@@ -166,6 +167,77 @@ async def test_two_speakers_never_share_a_port(bench: Make) -> None:
         await first.close()
         await last_rows(b, b.fleet.dlms[1], serial(device), 1)
     assert bus.collisions == 0
+
+
+class SerialServer:
+    """A converter: one TCP port in front of a bus; a connection waits until the one before is over.
+
+    Attributes:
+        overlaps: how often a client went on to send although another one had connected meanwhile.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.overlaps = self.served = 0
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._waiting += 1
+        async with self._turn:
+            self._waiting -= 1
+            self.served += 1
+            port = SerialStream(self._device, baudrate=115_200)
+
+            async def back() -> None:
+                while True:
+                    writer.write(await port.read(60))
+
+            pump = asyncio.create_task(back())
+            try:
+                while octets := await reader.read(4096):
+                    self.overlaps += self._waiting > 0
+                    port.write(octets)
+            finally:
+                pump.cancel()
+                await asyncio.gather(pump, return_exceptions=True)
+                await port.close()
+                writer.close()
+
+
+async def test_meters_behind_a_serial_server_speak_one_at_a_time(bench: Make) -> None:
+    """Visits that overlap wait for each other; a visit that is cancelled hands the bus on."""
+    b = await bench_of(bench, 4)
+    bus = SerialBus(b.fleet.dlms, baud=115_200)
+    async with plugged(bus) as device:
+        converter = SerialServer(device)
+        server = await asyncio.start_server(converter, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        line = Line(id="bus-1", transport="tcp", framing="hdlc", timeout_s=2.0)
+
+        async def visit(meter: Meter) -> None:
+            since = truth_of(meter, "interval")[-4][0]
+            driver = b.driver(meter, line=line, address=f"127.0.0.1:{port}/1.{meter.hdlc[1]}")
+            try:
+                blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+            finally:
+                await driver.close()
+            assert rows_of(blocks) == truth_of(meter, "interval", since)
+
+        doomed = asyncio.create_task(visit(b.fleet.dlms[0]))
+        async with asyncio.timeout(10):
+            while bus.octets < 500:
+                await asyncio.sleep(0.01)
+        others = [asyncio.create_task(visit(meter)) for meter in b.fleet.dlms[1:]]
+        doomed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
+        await asyncio.gather(*others)
+        await visit(b.fleet.dlms[0])
+        server.close()
+    assert bus.collisions == 0
+    assert converter.overlaps == 0
+    assert converter.served >= 5
 
 
 # --- UDP

@@ -78,6 +78,8 @@ SERIAL_SILENCE_S: Final = 3.0
 WHOLE_S: Final = 60.0
 """Longest time that one answer may take to arrive whole."""
 RELEASE_S: Final = 2.0
+BUS_S: Final = 300.0
+"""Longest wait for others on the same bus."""
 COUNTERS_AT_ONCE: Final = 200
 CHALLENGE_OCTETS: Final = 16
 COUNTER_JUMP: Final = 65_536
@@ -106,6 +108,10 @@ _synchronised: weakref.WeakKeyDictionary[Any, set[tuple[str, bytes, str]]] = (
 """Per counter store: (meter, our title, key fingerprint) whose counter was compared with the meter's."""
 
 
+_buses: weakref.WeakValueDictionary[tuple[str, int], asyncio.Lock] = weakref.WeakValueDictionary()
+"""Who speaks on the HDLC bus behind a host:port; each session keeps its lock alive."""
+
+
 class Session:
     """A line and an association with one meter; see `drivers.open_driver` for the arguments."""
 
@@ -122,6 +128,7 @@ class Session:
         self.meter, self.line, self.model = meter, line, model
         self._keys, self._counters, self._tracer = keys, counters, tracer
         self._channel: AnyChannel | None = None
+        self._bus: asyncio.Lock | None = None
         self._reserved = 0
         self._marked: tuple[str, bytes, str] | None = None
         self._opening: Association | None = None
@@ -278,6 +285,7 @@ class Session:
         """Open the line for a client SAP."""
         await self._close_channel()
         with self.step("connect"):
+            await self._take_bus()
             stream = await self._stream()
             limit = self.model.association.max_pdu_size
             if self.line.framing == "hdlc":
@@ -299,6 +307,21 @@ class Session:
                 kind = DatagramChannel if self.line.transport == "udp" else WrapperChannel
                 self._channel = kind(stream, client, server)
         return self._channel
+
+    async def _take_bus(self) -> None:
+        """Wait until nobody else speaks on the bus behind this host:port: HDLC has one speaker at a time."""
+        if self.line.framing != "hdlc" or self.line.transport != "tcp":
+            return  # a serial port is opened exclusively
+        place = (self.address.host, self.address.port)
+        lock = _buses.get(place)
+        if lock is None:
+            lock = _buses[place] = asyncio.Lock()
+        try:
+            async with asyncio.timeout(BUS_S):
+                await lock.acquire()
+        except TimeoutError:
+            raise TimeoutError(f"others held the line for {BUS_S:g} s") from None
+        self._bus = lock
 
     async def _stream(self) -> Stream:
         line = self.line
@@ -334,8 +357,13 @@ class Session:
 
     async def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        try:
+            if channel is not None:
+                await channel.close()
+        finally:
+            bus, self._bus = self._bus, None
+            if bus is not None:
+                bus.release()
 
     async def run(self, exchange: Exchange[T], during: str) -> T:
         """Run one operation of the association.
