@@ -275,3 +275,19 @@ async def test_nobody_listens_for_datagrams(bench: Make) -> None:
     with pytest.raises(MeterError, match="refused"):
         await driver.identify()
     await driver.close()
+
+
+def test_the_sample_of_the_driver_is_a_configuration(tmp_path: Path) -> None:
+    from edge_core.acquisition.drivers.dlms import driver
+    from edge_core.config.load import load
+
+    sample = Path(driver.__file__).with_name("sample.toml").read_text()
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[gateway]\nid = "dcu-1"\ndata_dir = "{tmp_path}/data"\n\n{sample}')
+    (tmp_path / "keys.toml").write_text("")
+    (tmp_path / "keys.toml").chmod(0o600)
+    config = load(file)
+    assert {line.framing for line in config.lines.values()} == {"wrapper", "hdlc"}
+    assert len(config.meters) == 5
+    for line in config.lines.values():
+        assert any(meter.line == line.id for meter in config.meters.values())
