@@ -220,8 +220,8 @@ class _Search:
 
         ways: tuple[Callable[[], Awaitable[list[Found]]], ...] = (
             self._wrapper,
-            partial(self._modbus, "modbus-tcp", mbap, f"{place}/", {}),
             partial(self._hdlc, self._connect, f"{place}/", {}),
+            partial(self._modbus, "modbus-tcp", mbap, f"{place}/", {}),
             partial(self._modbus, "modbus-rtu", rtu, f"{place}/", {}),
         )
         for way in ways:
