@@ -12,7 +12,8 @@ the configuration), else by the sender's address; the tag must verify under that
 in a 64-wide window; the protection must be at least what the model's push setup says. Everything else is counted by
 its cause and goes nowhere.
 
-Limits: a datagram or WPDU has MAX_APDU octets; MAX_STREAMS TCP senders at a time, each silent for at most STREAM_S.
+Limits: a datagram or WPDU has MAX_APDU octets; MAX_STREAMS TCP senders at a time, each silent for at most STREAM_S, and
+as many UDP senders whose push comes in pieces.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ RECEIVE_BUFFER = 4 << 20
 MAX_DATAGRAM = 65_535
 MAX_APDU = 16_384
 MAX_STREAMS = 256
+WRAPPER = 8  # octets of its header
 STREAM_S = 120.0
 RECENT_SENDERS = 4096
 REFRESH_S = 0.2
@@ -118,6 +120,8 @@ class Listener:
         self._streams: set[asyncio.Task[None]] = set()
         self._closing = False
         self._refreshed = float("-inf")
+        self._pieces: OrderedDict[tuple[str, int], PushFrames] = OrderedDict()
+        self._pieces_lock = threading.Lock()
         self._values = Values(memories.get, memories.put)
         self._lines: list[asyncio.Task[None]] = []
         for meter in config.meters.values():
@@ -341,14 +345,29 @@ class Listener:
 
     def hear(self, datagram: bytes, sender: str) -> None:
         """One datagram from a sender's address. Never raises; any thread."""
-        if datagram[:1] in (b"\x7e", b"\x68"):  # frames of a serial line in a datagram
-            frames = PushFrames()
-            for envelope in frames.feed(datagram):
-                self._guarded(functools.partial(_same, envelope), sender)
-            if frames.damaged:
-                self._drop("malformed", sender)
+        if datagram[:1] in (b"\x7e", b"\x68") or datagram[WRAPPER:][:1] == b"\xe0":
+            self._hear_in_pieces(datagram, sender)
             return
         self._guarded(functools.partial(push.open_datagram, datagram), sender)
+
+    def _hear_in_pieces(self, datagram: bytes, sender: str) -> None:
+        """Frames of a serial line, or blocks of a general block transfer: several datagrams may make one push."""
+        key = (sender, datagram[0])
+        with self._pieces_lock:
+            frames = self._pieces.pop(key, None) or PushFrames()
+            damaged = frames.damaged
+            try:
+                envelopes = frames.feed(datagram)
+            except errors.ProtocolError:
+                self._drop("malformed", sender)
+                return
+            self._pieces[key] = frames
+            while len(self._pieces) > MAX_STREAMS:
+                self._pieces.popitem(last=False)
+        for _ in range(frames.damaged - damaged):
+            self._drop("malformed", sender)
+        for envelope in envelopes:
+            self._guarded(functools.partial(_same, envelope), sender)
 
     def _guarded(self, unpack: Callable[[], push.Envelope], sender: str) -> None:
         self.counts["heard"] += 1

@@ -435,3 +435,43 @@ async def test_what_is_wrong_with_an_event_notification_is_counted_by_name(site:
     for name in ("replayed", "tag-invalid", "downgraded", "malformed", "no-alert"):
         assert counts[name] == 1, (name, counts)
     assert counts["alarms"] == 2
+
+
+def in_blocks(apdu: bytes, size: int) -> list[bytes]:
+    """A general-block-transfer as Landis+Gyr pushes it: streamed, window 0; one block a datagram."""
+    pieces = [apdu[i : i + size] for i in range(0, len(apdu), size)]
+    return [
+        wrap(
+            1,
+            64,
+            bytes((0xE0, 0x40 | 0x80 * (number == len(pieces))))
+            + number.to_bytes(2, "big")
+            + bytes(2)
+            + codec.length(len(piece))
+            + piece,
+        )
+        for number, piece in enumerate(pieces, 1)
+    ]
+
+
+async def test_a_push_in_blocks_by_datagrams(site: Make) -> None:
+    s = await dutch(site)
+    gasp = event_notification("0.0.97.98.2.255", 1)
+    blocks = in_blocks(sealed(gasp, 7)[8:], 20)
+    assert len(blocks) > 2
+    for block in blocks:
+        s.listener.hear(block, "127.0.0.1")
+    assert s.listener.counts["alarms"] == 1
+    lossy = in_blocks(sealed(gasp, 8)[8:], 20)
+    for block in [lossy[0], *lossy[2:]]:  # one datagram is lost: the push is, and no other
+        s.listener.hear(block, "127.0.0.1")
+    assert s.listener.counts["alarms"] == 1
+    assert s.listener.counts["malformed"] >= 1
+    first, second = in_blocks(sealed(gasp, 9)[8:], 20), in_blocks(sealed(gasp, 10)[8:], 20)
+    for mine, theirs in zip(first, second, strict=True):  # two senders at once are kept apart
+        s.listener.hear(mine, "127.0.0.1")
+        s.listener.hear(theirs, "127.0.0.2")
+    assert s.listener.counts["alarms"] == 3
+    for n in range(1000):
+        s.listener.hear(blocks[0], f"10.0.{n // 256}.{n % 256}")
+    assert len(s.listener._pieces) <= 256
