@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from common import save, table  # noqa: E402
-from installation import Running, Simulated  # noqa: E402
+from installation import Running, Simulated, cpu_s  # noqa: E402
 
 UNWANTED = (
     "pymodbus",
@@ -40,8 +40,8 @@ UNWANTED = (
 """What a gateway with the role dlms alone must not import."""
 
 
-def first_poll_s(folder: Path, fleet: Path, roles: str) -> float:
-    """Seconds from the start of the process to the first connection to a meter: a listener of ours is the meter."""
+def first_poll_s(folder: Path, fleet: Path, roles: str) -> tuple[float, float]:
+    """Wall and CPU seconds from the start of the process to the first connection to a meter: a listener of ours is the meter."""
     with socket.create_server(("127.0.0.1", 0)) as meter:
         meter.settimeout(30)
         rows = (fleet / "meters.csv").read_text().splitlines()
@@ -61,10 +61,10 @@ def first_poll_s(folder: Path, fleet: Path, roles: str) -> float:
         began = time.perf_counter()
         gateway = Running(folder / "gateway", copy, roles=roles)
         peer, _ = meter.accept()
-        took = time.perf_counter() - began
+        took, used = time.perf_counter() - began, cpu_s(gateway.pid)
         peer.close()
         gateway.end()
-        return took
+        return took, used
 
 
 def imports() -> list[tuple[str, float]]:
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--meters", type=int, default=100)
     options = parser.parse_args()
     found: dict[str, Any] = {}
-    rows = [["roles", "min s", "median s", "max s"]]
+    rows = [["roles", "min s", "median s", "max s", "CPU s"]]
     with tempfile.TemporaryDirectory(prefix="start-") as name:
         folder = Path(name)
         fleet = Simulated(folder / "fleet", options.meters)
@@ -100,8 +100,10 @@ def main() -> None:
                 first_poll_s(folder / f"gateway-{number}{'-' * k}", fleet.folder, roles)
                 for k in range(options.repeat)
             ]
-            found[roles] = [round(t, 3) for t in times]
-            rows.append([roles, *(f"{f(times):.2f}" for f in (min, statistics.median, max))])
+            walls, cpus = zip(*times, strict=True)
+            found[roles] = {"wall_s": [round(t, 3) for t in walls], "cpu_s": list(cpus)}
+            cells = [f"{f(walls):.2f}" for f in (min, statistics.median, max)]
+            rows.append([roles, *cells, f"{statistics.median(cpus):.2f}"])
         fleet.end()
         dear = imports()
     print(table(rows))

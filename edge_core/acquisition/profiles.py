@@ -6,12 +6,8 @@ boundaries of SAMPLE_PERIOD_S, and travel under the logical names that a load pr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edge_core.config.models import DlmsModel, Model
-
-if TYPE_CHECKING:
-    from edge_core.domain import Obis
+from edge_core.domain import Obis
 
 SAMPLE_PERIOD_S = 900
 DAY_S = 86_400
@@ -54,5 +50,6 @@ def profile_of(model: Model, kind: str) -> tuple[Obis, int]:
     """
     if isinstance(model, DlmsModel):
         profile = model.profiles[kind]
-        return profile.obis, profile.period_s or _PERIODS.get(kind, 0)
+        # plain text: names of a model know where they were written, which no codec takes
+        return Obis(str(profile.obis)), profile.period_s or _PERIODS.get(kind, 0)
     return _SAMPLED[kind]
