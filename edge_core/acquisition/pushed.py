@@ -12,6 +12,7 @@ Limits: rows of one layout closer together than the model's `every_s` are thinne
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from edge_core.acquisition.drivers.dlms.learned import remembered
@@ -22,6 +23,7 @@ from edge_core.protocols.dlms.datetime import decode_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import tzinfo
 
     from edge_core.config.models import DlmsModel, PushSetup
     from edge_core.config.schema import Meter
@@ -93,6 +95,11 @@ def _profile(setup: str, columns: Iterable[Column]) -> str:
     return ".".join((*groups[:4], "1", groups[5])) if energies else setup
 
 
+def _minutes_east(at: int, zone: tzinfo) -> int:
+    offset = datetime.fromtimestamp(at, zone).utcoffset()
+    return round(offset.total_seconds()) // 60 if offset is not None else 0
+
+
 class Values:
     """Turns notifications into blocks.
 
@@ -136,7 +143,7 @@ class Values:
         moment = (
             decode_datetime(notification.event_time, rules) if notification.event_time else None
         )
-        at, flags, east = heard, int(Flag.SAMPLED), 0
+        at, flags, east = heard, int(Flag.SAMPLED), _minutes_east(heard, rules.zone)
         if moment is not None and moment.at is not None:
             east = moment.east_min
             near = abs(moment.at - heard) <= CLOCK_NEAR_S or not synchronised

@@ -243,6 +243,9 @@ async def test_a_list_without_a_device_waits_for_one_that_names_it(site: Make, p
     port.send(capture("amshan_aidon_no_list_1"))
     blocks = await s.blocks(2)
     assert {b.device for b in blocks} == {"7359992892587665"}
+    assert {b.tz for b in blocks} == {60}, (
+        "no stamp was sent: the civil time of the model, in November"
+    )
     assert sorted(len(b.columns) for b in blocks) == [1, 9]
     assert s.memories.get("M1", "identity")["serial"] == "7359992892587665"
 
