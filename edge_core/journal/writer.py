@@ -23,9 +23,8 @@ log = logging.getLogger(__name__)
 
 LAZY_WEIGHT = 1000
 LAZY_S = 60.0
-SOON_S = (
-    0.1  # of the 200 ms promised; the rest is for the way to the journal, the commit and its sync
-)
+# of the 200 ms that are promised; the rest is for the way to the journal, the commit and its sync
+SOON_S = 0.1
 _NEVER = float("inf")
 _NAP_S = 0.25  # a clock that is moved by hand wakes nobody
 
