@@ -189,7 +189,7 @@ class Runner:
             raw = self._raw
         try:
             fresh = self._configure(raw)
-            KeyRing.open(fresh.keys)
+            KeyRing.of(fresh)
         except ConfigErrors as errors:
             events.reload_refused([str(error) for error in errors.errors])
             return

@@ -63,7 +63,7 @@ def run(file: Path, roles: str) -> None:
             nonlocal following
             try:
                 fresh = load(file, strict=False)
-                KeyRing.open(fresh.keys)
+                KeyRing.of(fresh)
             except ConfigErrors as errors:
                 events.reload_refused([str(error) for error in errors.errors])
                 return

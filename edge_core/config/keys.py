@@ -91,6 +91,18 @@ class KeyRing:
                 ring._take(meter, table, keys.file)
         return ring
 
+    @classmethod
+    def of(cls, config: Config, environment: Mapping[str, str] = os.environ) -> KeyRing:
+        """The keys of a configuration; a fleet that needs none (Modbus, HAN ports) needs no file either.
+
+        Raises:
+            ConfigErrors: as `open`.
+        """
+        if not any(needed(config, meter) for meter in config.meters.values()):
+            if config.keys.provider in ("file", "sealed") and not Path(config.keys.file).exists():
+                return cls(config.keys, environment)
+        return cls.open(config.keys, environment)
+
     def get(self, meter: str) -> MeterKeys:
         """The keys of a meter; all None when there are none.
 

@@ -13,7 +13,7 @@ import pytest
 
 from edge_core.domain import alarm_id
 from tests.conftest import eventually_sync
-from tests.system.conftest import OPENDCU
+from tests.system.conftest import OPENDCU, Fleet, Installation
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
 
@@ -88,6 +88,21 @@ def test_a_key_file_that_others_may_read_is_refused(gateway, tmp_path):
     assert done.returncode == 2
     assert "keys.toml" in done.stderr
     assert "chmod 600" in done.stderr
+
+
+def test_a_fleet_of_modbus_meters_needs_no_key_file(tmp_path, mosquitto, cloud, civil):
+    spec = '[fleet]\nseed = 3\n\n[[modbus]]\ncount = 2\nmodel = "eastron-sdm630"\nline = "bus-1"\nid = "MB1"\n'
+    fleet = Fleet(tmp_path, spec, civil)
+    gateway = Installation(tmp_path, mosquitto.url, civil)
+    try:
+        (tmp_path / "fleet/keys.toml").unlink()
+        gateway.start()
+        samples = eventually_sync(lambda: len(cloud.cells) >= 4 and dict(cloud.cells), 30)
+        assert {identity[0] for identity, _ in samples} == {"MB1", "MB2"}
+        assert gateway.terminate() == 0
+    finally:
+        gateway.close()
+        fleet.close()
 
 
 def test_a_configuration_with_mistakes_does_not_start_and_names_them_all(gateway):
