@@ -98,9 +98,10 @@ class KeyRing:
         Raises:
             ConfigErrors: as `open`.
         """
-        if not any(needed(config, meter) for meter in config.meters.values()):
-            if config.keys.provider in ("file", "sealed") and not Path(config.keys.file).exists():
-                return cls(config.keys, environment)
+        keys = config.keys
+        absent = keys.provider in ("file", "sealed") and not Path(keys.file).exists()
+        if absent and not any(needed(config, meter) for meter in config.meters.values()):
+            return cls(keys, environment)
         return cls.open(config.keys, environment)
 
     def get(self, meter: str) -> MeterKeys:
