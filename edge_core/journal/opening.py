@@ -128,7 +128,8 @@ def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
     """Copy what can be read of a damaged journal, under its old ids.
 
     That is names, ledger, alarms, notes, what was set aside, and every unreleased segment that decodes. Released segments
-    stay behind: the cloud has them. What is there twice (an old version on a page that is not in use any more) is taken once.
+    stay behind: the cloud has them. If one is missing, the ledger stays behind too: it counts rows that are lost here and that
+    the meters may still hold; the cloud knows those that come twice. What is there twice (an old version on a page that is not in use any more) is taken once.
     """
     old = DamagedFile(damaged)
     try:
@@ -143,7 +144,14 @@ def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
         names = Names()
         names.load(fresh)
         taken, lost = _take_segments(old, fresh, names, released)
-        _write_state(fresh, taken, max([*taken, _newest(released)]))
+        (counted,) = fresh.execute("SELECT coalesce(max(upto), 0) FROM ledger").fetchone()
+        head = max([*taken, _newest(released), counted])
+        holes = _holes(taken, released, head)
+        if (
+            holes
+        ):  # the ledger counts rows that nobody has: forget it, and read again what the meters hold
+            fresh.execute("DELETE FROM ledger")
+        _write_state(fresh, taken, head)
         fresh.execute("COMMIT")
     except BaseException:
         if fresh.in_transaction:
@@ -151,7 +159,8 @@ def take_over(damaged: Path, fresh: sqlite3.Connection) -> str:
         raise
     finally:
         old.close()
-    return f"{len(taken)} waiting segments taken over, {lost} do not decode"
+    told = f"{len(taken)} waiting segments taken over, {lost} do not decode"
+    return f"{told}; {holes} are missing, so everything is read again" if holes else told
 
 
 def _take_row(
@@ -213,6 +222,15 @@ def _take_segments(
         fresh.execute(query, (segment, *row[1:]))
         taken[segment] = class_
     return taken, lost
+
+
+def _holes(taken: dict[int, int], released: dict[int, int], head: int) -> int:
+    """How many segments were neither released nor found, as far as can be told: some may have been released."""
+    lowest = min(released, default=0) * CHUNK
+    return sum(
+        segment not in taken and not released.get(segment // CHUNK, 0) >> segment % CHUNK & 1
+        for segment in range(max(lowest, 1), head + 1)
+    )
 
 
 def _newest(released: dict[int, int]) -> int:

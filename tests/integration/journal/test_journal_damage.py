@@ -1,5 +1,6 @@
 """Files that lie: bit rot, torn pages, cut files, foreign files. The start goes on, and what can be read is not lost."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -120,6 +121,27 @@ def test_a_cut_file(opening, tmp_path):
     assert journal.watermark("NEW", "D1", PROFILE) == T0 + 3 * PERIOD
     journal.close()
     assert opening().was_damaged is None
+
+
+def test_rows_of_a_segment_that_was_lost_are_new_when_they_are_read_again(opening, tmp_path):
+    """The ledger on disk counts them as known: what the meters still hold would never be delivered."""
+    journal = opening()
+    journal.append(make_block("M1"), durable="now").result(5)
+    journal.append(make_block("M2"), durable="now").result(5)
+    journal.close()  # saves the ledger
+    path = tmp_path / "a" / "journal.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        tables = [t for (t,) in db.execute("SELECT name FROM sqlite_schema WHERE name LIKE 'seg%'")]
+        assert sum(db.execute(f"DELETE FROM {t} WHERE id = 1").rowcount for t in tables) == 1
+        db.commit()
+        db.execute("VACUUM")
+    with path.open("r+b") as file:
+        file.write(bytes(100))
+    journal = opening()
+    assert "1 are missing" in journal.was_damaged
+    assert journal.append(make_block("M1"), durable="now").result(5).new == 4
+    again = journal.append(make_block("M2"), durable="now").result(5)
+    assert (again.new, again.known) == (0, 4)  # that one was found
 
 
 def _values(meter, device, time, _):
