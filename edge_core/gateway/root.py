@@ -74,7 +74,7 @@ class Gateway:
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             opening.enter_context(self.directory.lock(self.roles))
-            self.keys = KeyRing.open(config.keys)
+            self.keys = KeyRing.of(config)
             self.journal = Journal.open(
                 self.directory.journal(),
                 clock=clock,
@@ -287,6 +287,12 @@ class Gateway:
         if self.journal.was_damaged:
             events.journal_damaged(self.journal.was_damaged)
             self.alarm("journal-damaged", {"cause": self.journal.was_damaged})
+        if self.journal.was_copied:
+            log.warning("new epoch %d: %s", self.journal.epoch, self.journal.was_copied)
+            self._on_new_epoch(self.journal.epoch, self.journal.was_copied)
+        if self.counters.was_damaged:
+            events.journal_damaged(self.counters.was_damaged)
+            self.alarm("journal-damaged", {"cause": self.counters.was_damaged})
         if (
             self.config.warnings
         ):  # never a reason not to start: the release before must start on this file too
@@ -335,6 +341,7 @@ def settle_memory() -> None:
 
     Visits make and drop thousands of small objects that reference counting frees; young collections come more seldom.
     """
+    gc.unfreeze()  # of a gateway before a reload
     gc.collect()
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)

@@ -60,6 +60,7 @@ class Journal(Reading):
     Attributes:
         epoch: rises whenever the file is created, set aside, restored, or finds itself on another machine.
         was_damaged: why the former file was set aside at this start, and what was taken over; None = it was sound.
+        was_copied: why the epoch is new though the file is sound: it is a copy, or comes from another machine; else None.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Journal(Reading):
         self.path = path
         self.epoch = 0
         self.was_damaged: str | None = None
+        self.was_copied: str | None = None
         self._clock, self._db = clock, connection
         self._max_bytes, self._reserve_bytes = max_bytes, alarm_reserve_bytes
         self._names.load(connection)
@@ -365,17 +367,26 @@ class Journal(Reading):
     # ---- inside --------------------------------------------------------------------------------
 
     def settle_epoch(self, told: int, machine: str) -> None:
-        """Keep the epoch of the file, or begin one: the file is new, or was made on another machine.
+        """Keep the epoch of the file, or begin one: the file is new, a copy, or was made on another machine.
+
+        A copy is known by its inode number. One on a file system whose numbers change with every mount begins more epochs than
+        it needs, which costs a few resends; one of a whole disk has them all right, and is found out by the acks' `high`.
 
         Args:
             told: the last epoch that the lock file knows of; 0 = none.
         """
         meta = dict(self._db.execute("SELECT key, value FROM meta"))
         epoch = int(meta.get("epoch", 0))
-        if not epoch or self.was_damaged or meta.get("machine", machine) != machine:
+        inode = self.path.stat().st_ino & (1 << 63) - 1  # what SQLite holds
+        if epoch and not self.was_damaged:
+            if meta.get("machine", machine) != machine:
+                self.was_copied = "the journal comes from another machine"
+            elif meta.get("inode", inode) != inode:
+                self.was_copied = "the journal is a copy of the file that was written here"
+        if not epoch or self.was_damaged or self.was_copied:
             epoch = max(int(self._clock.now()), epoch + 1, told + 1)
         self._db.execute("BEGIN IMMEDIATE")
-        for key, value in (("epoch", epoch), ("machine", machine)):
+        for key, value in (("epoch", epoch), ("machine", machine), ("inode", inode)):
             if meta.get(key) != value:
                 self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
         self._db.execute("COMMIT")

@@ -2,7 +2,7 @@
 
 What stands here, and why it is enough:
 - `reserved`: numbers up to it may have been used in this epoch. A range is on disk before the first of it is used, and
-  burnt at a restart: (epoch, n) names one transmission for ever.
+  burnt at a restart, with a part of SKIP by chance: (epoch, n) names one transmission for ever, even if the disk is restored.
 - send records (n, references, SHA-256): by them a late ack of an earlier run still frees its rows. They are committed
   with the next group, LAZY_S at most, never before publishing; a record whose ack comes within that time is never
   written. One that a crash swallowed costs a second transmission under a new number, nothing else.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import sqlite3
 import threading
 from concurrent.futures import Future
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RANGE = 10_000  # numbers reserved at a time: days of normal traffic, and only 8 octets are written
+SKIP = 1 << 20
+"""How far a restart goes on at most. By chance: two lives of a restored disk would else name the same numbers."""
 LAZY_S = 5.0
 RETRY_S = 2.0
 RECORD_VERSION = 1
@@ -197,6 +200,8 @@ class Outbox:
                 wipe=True, figures={"epoch": epoch, "reserved": 0}, waiting=self._batch.waiting
             )
             self._next = self._limit = 1
+        else:
+            self._next = self._limit = self._limit + secrets.randbelow(SKIP)
         self._batch.extend = True
         self._touch(urgent=True)
 

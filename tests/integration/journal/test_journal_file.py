@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -460,6 +461,26 @@ def test_an_epoch_rises_with_the_machine_and_on_demand(opening, tmp_path):
     for file in tmp_path.glob("a/journal.db"):
         file.unlink()
     assert opening(clock=clock).epoch == renewed + 3  # the lock file remembers
+
+
+def test_a_copy_begins_a_new_epoch_and_the_original_does_not(opening, tmp_path):
+    clock = ManualClock()
+    journal = opening(clock=clock)
+    first = journal.epoch
+    assert journal.was_copied is None
+    journal.close()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    journal = opening(clock=clock)
+    assert (journal.epoch, journal.was_copied) == (first, None)
+    journal.close()
+    shutil.rmtree(tmp_path / "a")
+    (tmp_path / "copy").rename(tmp_path / "a")
+    journal = opening(clock=clock)
+    assert journal.epoch == first + 1
+    assert "copy" in journal.was_copied
+    journal.close()
+    journal = opening(clock=clock)
+    assert (journal.epoch, journal.was_copied) == (first + 1, None)
 
 
 def test_two_processes_on_one_file(opening, tmp_path):
