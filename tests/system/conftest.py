@@ -83,6 +83,7 @@ class Installation:
         self.config = folder / "gateway.toml"
         self.log = folder / "gateway.log"
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.within: tuple[str, ...] = ()  # a program that runs ours
         self.write(url)
 
     def write(
@@ -123,7 +124,7 @@ listen = ["udp://127.0.0.1:{self.push_port}", "tcp://127.0.0.1:{self.push_port}"
     def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [OPENDCU, "run", "-c", self.config],
+                [*self.within, OPENDCU, "run", "-c", self.config],
                 env=self.env,
                 stdout=log,
                 stderr=log,

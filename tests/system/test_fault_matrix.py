@@ -1,0 +1,341 @@
+"""Faults of the box, its disk, its clock and its broker, each on the whole installed gateway (docs/explanation/fault-matrix.md).
+
+After each: everything that the simulated meters hold is in the cloud, bit for bit, and no message number named two
+contents (`Cloud` compares), no reading has two values, and no meter saw an invocation counter twice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_core.domain import alarm_id
+from edge_core.journal.counters import JUMP
+from tests.conftest import Mosquitto, eventually_sync
+from tests.integration.uplink.conftest import Cloud
+from tests.system.conftest import FLEET, SPEED, Fleet, Installation
+from tests.system.test_journal_power_cuts import File, records, shim
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+__all__ = ["shim"]
+
+
+@pytest.fixture
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, civil: dict[str, str]) -> Iterator[Fleet]:
+    """As everywhere, or of the specification that the test names."""
+    fleet = Fleet(tmp_path, getattr(request, "param", FLEET), civil)
+    yield fleet
+    fleet.close()
+
+
+def root_only(*command: object) -> None:
+    """Run what only root may, or skip."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{command[0]} is for root only here: {done.stderr.strip()}")
+
+
+def at_rest(gateway: Installation, cloud: Cloud) -> None:
+    """Run until the cloud holds readings that it did not hold before, and end in good order."""
+    gateway.start()
+    before = len(cloud.cells)
+    eventually_sync(lambda: gateway.ask("sweep", timeout_s=5) and len(cloud.cells) > before, 30)
+    assert gateway.terminate() == 0
+
+
+def counters(data: Path) -> list[int]:
+    """Where each of our invocation counters will go on."""
+    with sqlite3.connect(data / "counters.db") as db:
+        return [
+            end
+            for (body,) in db.execute("SELECT body FROM own ORDER BY chunk")
+            for end in struct.unpack(f"<{len(body) // 8}Q", body)
+            if end
+        ]
+
+
+def epochs(cloud: Cloud) -> list[int]:
+    """Those that the cloud has heard of, in the order of their first message."""
+    return list(dict.fromkeys(epoch for topic, epoch, _ in cloud.arrived if topic != "health"))
+
+
+def told(cloud: Cloud, code: str = "journal-damaged") -> list[dict[str, Any]]:
+    """Details of the alarms of a kind that arrived."""
+    with cloud.lock:
+        documents = list(cloud.documents)
+    return [
+        a.get("detail", {}) for _, d in documents for a in d.get("alarms", []) if a["code"] == code
+    ]
+
+
+def test_a_data_directory_restored_from_an_old_copy(gateway, cloud, settled, tmp_path):
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    at_rest(gateway, cloud)
+    shutil.copytree(data, copy, symlinks=True)
+    at_rest(gateway, cloud)  # both lives go on from the same numbers
+    before = counters(data)
+    shutil.rmtree(data)
+    copy.rename(data)
+    gateway.start()
+    settled(gateway)
+    eventually_sync(lambda: told(cloud), 10)
+    assert gateway.terminate() == 0
+    old, new = epochs(cloud)
+    assert new > old
+    assert all(a - b > JUMP // 2 for a, b in zip(counters(data), before, strict=True))
+
+
+def test_files_put_back_in_place_from_an_old_copy(gateway, cloud, settled, tmp_path):
+    """As an image of a disk does it: nothing in the files tells, and no number may be used twice all the same."""
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    at_rest(gateway, cloud)
+    shutil.copytree(data, copy, symlinks=True)
+    at_rest(gateway, cloud)
+    for file in copy.rglob("*"):
+        if file.is_file():
+            (data / file.relative_to(copy)).write_bytes(file.read_bytes())
+    gateway.start()
+    settled(gateway)
+    assert gateway.terminate() == 0
+
+
+def test_a_data_directory_cloned_to_a_second_box(gateway, cloud, settled, tmp_path):
+    data, first = tmp_path / "data", tmp_path / "first"
+    at_rest(gateway, cloud)
+    data.rename(first)
+    shutil.copytree(first, data, symlinks=True)
+    machine = tmp_path / "machine-id"
+    machine.write_text("0123456789abcdef0123456789abcdef\n")
+    if not Path("/etc/machine-id").exists():
+        pytest.skip("this box has no /etc/machine-id to stand in for")
+    script = f'mount --bind {machine} /etc/machine-id && exec "$@"'
+    within = ("unshare", "--mount", "sh", "-c", script, "sh")
+    root_only(*within, "true")
+    gateway.within = within
+    at_rest(gateway, cloud)
+    assert gateway.says("comes from another machine")
+    assert len(epochs(cloud)) == 2
+    shutil.rmtree(data)
+    first.rename(data)
+    gateway.within = ()
+    gateway.start()  # the first box goes on with its own numbers
+    settled(gateway)
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 2
+
+
+def test_a_read_only_data_directory_is_refused_and_works_when_it_is_writable(
+    small_disk, gateway, cloud, settled
+):
+    at_rest(gateway, cloud)
+    root_only("mount", "-o", "remount,ro", small_disk)
+    process = gateway.start(wait=False)
+    assert process.wait(15) != 0
+    last = gateway.log.read_text()[-1500:]
+    assert "data" in last
+    assert "read-only" in last.lower()
+    assert "Traceback" not in last
+    root_only("mount", "-o", "remount,rw", small_disk)
+    assert not list((small_disk / "damaged").iterdir())
+    gateway.start()
+    settled(gateway)
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 1
+
+
+def no_database(path: Path, rng: random.Random) -> None:
+    path.write_bytes(rng.randbytes(path.stat().st_size))
+
+
+def rotten_pages(path: Path, rng: random.Random) -> None:
+    with path.open("r+b") as file:
+        for page in range(1, path.stat().st_size // 1024, 2):
+            file.seek(page * 1024)
+            file.write(rng.randbytes(1024))
+
+
+def cut_short(path: Path, rng: random.Random) -> None:
+    os.truncate(path, path.stat().st_size // 2048 * 1024)
+
+
+@pytest.mark.parametrize("harm", [no_database, rotten_pages, cut_short])
+@pytest.mark.parametrize("name", ["journal.db", "uplink.db", "counters.db"])
+def test_a_damaged_file(gateway, cloud, settled, tmp_path, name, harm):
+    data = tmp_path / "data"
+    at_rest(gateway, cloud)
+    before = counters(data)
+    harm(data / name, random.Random(f"{name} {harm.__name__}"))
+    gateway.start()
+    settled(gateway)
+    eventually_sync(lambda: told(cloud), 10)
+    assert gateway.terminate() == 0
+    assert any(name.removesuffix(".db") in f.name for f in (data / "damaged").iterdir())
+    first, *more = epochs(cloud)
+    assert all(e > first for e in more)
+    assert len(more) == (name != "counters.db")
+    # whatever was used is passed by far
+    assert min(counters(data)) - max(before) > JUMP // 2
+
+
+def clock(civil: dict[str, str], days: float) -> dict[str, str]:
+    real, simulated, speed = civil["OPENDCU_CLOCK"].split(":")
+    return civil | {"OPENDCU_CLOCK": f"{real}:{float(simulated) + days * 86400:.3f}:{speed}"}
+
+
+@pytest.mark.parametrize("days", [30, -30, 0.2, -0.2, -3000])
+def test_our_clock_jumps_between_two_starts_and_back(gateway, fleet, cloud, civil, settled, days):
+    at_rest(gateway, cloud)
+    gateway.env = clock(civil, days)
+    gateway.start()
+    eventually_sync(lambda: gateway.ask("sweep", timeout_s=3), 20)
+    assert gateway.terminate() == 0
+    gateway.env = civil
+    gateway.start()
+    settled(gateway, 30)
+    assert gateway.terminate() == 0
+
+
+def test_a_frozen_broker_thaws(gateway, fleet, cloud, mosquitto, settled):
+    process = gateway.start()
+    eventually_sync(lambda: all(m["device"] for m in gateway.ask("meters")), 20)
+    mosquitto.signal(signal.SIGSTOP)
+    end = time.monotonic() + 20
+    report = fleet.order("gasp", meter=1, to=gateway.push_url, how="genuine")
+    while time.monotonic() < end:
+        assert gateway.ask("ping")
+        gateway.ask("sweep", timeout_s=2)  # reading goes on
+    mosquitto.signal(signal.SIGCONT)
+    settled(gateway)
+    wanted = alarm_id(report["meter"], "last-gasp", [], report["at"])
+    eventually_sync(lambda: wanted in cloud.alarms, 10)
+    assert process.poll() is None
+    assert gateway.terminate() == 0
+
+
+def test_a_broker_that_refuses_one_topic_until_its_rules_are_mended(gateway, fleet, tmp_path):
+    folder = tmp_path / "strict"
+    folder.mkdir()
+    rules = folder / "acl"
+    rules.write_text("topic deny dcu/dcu-0001/reads/midnight\ntopic readwrite dcu/#\n")
+    rules.chmod(0o600)
+    broker = Mosquitto(folder, f"user root\nacl_file {rules}\n")
+    cloud = Cloud(broker.port)
+    try:
+        gateway.write(broker.url)
+        gateway.start()
+        fleet.order("freeze")
+        truth = fleet.truth()
+        free = {k for k in truth if k[0][2] == "1.0.99.1.0.255"}
+        assert free
+        eventually_sync(
+            lambda: gateway.ask("sweep", timeout_s=3) and free <= cloud.cells.keys(), 30
+        )
+        assert not cloud.topics["reads/midnight"]
+        eventually_sync(lambda: gateway.says("reads/midnight", "the broker refused"), 10)
+        assert gateway.terminate() == 0
+        rules.write_text("topic readwrite dcu/#\n")
+        broker.signal(signal.SIGHUP)
+        gateway.start()
+        eventually_sync(lambda: truth.keys() <= cloud.cells.keys(), 30)
+        assert {k: cloud.cells[k] for k in truth} == truth
+        assert cloud.invalid == []
+        assert cloud.conflicts == []
+    finally:
+        cloud.close()
+        broker.kill()
+
+
+def test_no_ack_comes_for_an_hour_of_the_meters_and_a_kill_falls_into_it(gateway, cloud, settled):
+    cloud.silent = True
+    gateway.start()
+    eventually_sync(lambda: cloud.topics["reads/interval"] >= 2, 20)
+    gateway.kill()
+    gateway.start()
+    began, silent = time.monotonic(), 3600 / SPEED
+    eventually_sync(
+        lambda: time.monotonic() - began > silent and cloud.topics["reads/interval"] >= 4, 30
+    )
+    assert not cloud.acked
+    cloud.silent = False
+    settled(gateway, 45)
+    waiting: Callable[[], Any] = lambda: gateway.ask("overview")["journal"]  # noqa: E731
+    assert waiting()
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 1
+
+
+@pytest.mark.parametrize("fleet", [FLEET.replace('"1d"', '"2d"')], indirect=True)
+def test_a_backlog_of_two_days_drains(gateway, fleet, cloud, mosquitto, settled, record_property):
+    mosquitto.kill()
+    gateway.start()
+    fleet.order("freeze")
+    truth = fleet.truth()
+    eventually_sync(lambda: gateway.ask("sweep", timeout_s=10)["read"] == 6, 30)
+    assert not cloud.cells
+    mosquitto.start()
+    settled(gateway)
+    span = max(at for _, _, _, at, _, _ in (k[0] for k in truth)) - min(
+        at for _, _, _, at, _, _ in (k[0] for k in truth)
+    )
+    assert span > 2 * 86400 - 3600
+    record_property("readings", len(truth))
+    record_property("seconds of the meters", span)
+    assert gateway.terminate() == 0
+
+
+def power_cut(data: Path, log: Path, before: dict[str, bytes], rng: random.Random) -> None:
+    """What was synced stays; of the rest the disk keeps what it likes. In place, for the disk is the same."""
+    files: dict[str, File] = {}
+    for op, path, offset, octets in records(log):
+        if op == b"U":
+            files.pop(path, None)
+            continue
+        file = files.get(path)
+        if file is None:
+            file = files[path] = File()
+            file.safe = bytearray(before.get(path, b""))
+        if op == b"W":
+            file.pending.append((offset, octets))
+        elif op == b"T":
+            file.pending.append((offset, None))
+        else:
+            file.sync()
+    share = rng.choice((0.0, 0.5, 1.0))
+    for path, file in files.items():
+        if path.endswith("-shm"):
+            Path(path).unlink(missing_ok=True)
+        elif Path(path).is_file():
+            Path(path).write_bytes(file.after_cut(rng, share))
+    for shared in data.glob("*-shm"):
+        shared.unlink()
+
+
+def test_the_power_is_cut_below_sqlite(shim, gateway, fleet, cloud, settled, tmp_path):
+    data, rng = tmp_path / "data", random.Random(5)
+    plain = gateway.env
+    for round_ in range(5):
+        log = tmp_path / f"log-{round_}"
+        before = {str(f): f.read_bytes() for f in data.rglob("*") if f.is_file()}
+        gateway.env = plain | {"LD_PRELOAD": str(shim), "JD_DIR": str(data), "JD_LOG": str(log)}
+        arrived = len(cloud.arrived)
+        gateway.start()
+        eventually_sync(lambda n=arrived: len(cloud.arrived) > n + rng.randrange(4), 20)
+        gateway.kill()
+        power_cut(data, log, before, rng)
+    gateway.env = plain
+    gateway.start()
+    settled(gateway)
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 1
+    assert not told(cloud)
