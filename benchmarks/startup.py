@@ -50,7 +50,7 @@ def first_poll_s(folder: Path, fleet: Path, roles: str) -> tuple[float, float]:
         copy.mkdir(parents=True)
         for name in ("keys.toml", "lines.toml"):
             (copy / name).write_bytes((fleet / name).read_bytes())
-        os.chmod(copy / "keys.toml", 0o600)  # noqa: PTH101
+        os.chmod(copy / "keys.toml", 0o600)
         head, *meters = rows
         place = head.split(",").index("address")
         first, *others = meters  # meters are asked in the order of their ids at the start

@@ -6,6 +6,7 @@ At the end the ledger agrees with the meters' own books to the interval, and the
 from __future__ import annotations
 
 import datetime as dt
+import os
 import random
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -35,7 +36,9 @@ async def something_happens(p: Plant, rng: random.Random) -> None:
         p.clock.advance(rng.choice([10, 1000, 4000, 9000]))
         p.start()
         await p.settle()
-        await p.advance(900 - p.clock.now() % 900)  # the clock of this test steps from boundary to boundary
+        await p.advance(
+            900 - p.clock.now() % 900
+        )  # the clock of this test steps from boundary to boundary
     elif what == "modbus":
         p.fault(rng.choice(p.fleet.modbus).id, "silent", hours * 3600)
     elif what == "step-back":
@@ -56,14 +59,15 @@ def times_of(runs: Any) -> set[int]:
     return {t for run in runs for t in range(run.first, run.last + 1, run.step or 1)}
 
 
-@pytest.mark.parametrize(
-    ("seed", "days"),
-    [
-        (1, 4),
-        pytest.param(2, 10, marks=pytest.mark.slow),
-        pytest.param(3, 30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
-    ],
-)
+SHORT = [(1, 4)]
+LONG = [
+    pytest.param(2, 10, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    pytest.param(3, 30, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+]
+"""Minutes each: with OPENDCU_LONG=1."""
+
+
+@pytest.mark.parametrize(("seed", "days"), SHORT + (LONG if os.environ.get("OPENDCU_LONG") else []))
 async def test_the_ledger_agrees_with_the_meters_books(plant: Make, seed: int, days: int) -> None:
     rng = random.Random(seed)
     p = await plant(

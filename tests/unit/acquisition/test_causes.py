@@ -63,7 +63,11 @@ def test_when_even_known_rows_are_gone_they_were_overwritten():
 
 @pytest.mark.parametrize(
     ("flag", "cause"),
-    [(Flag.POWER_DOWN, "meter-power-off"), (Flag.CLOCK_ADJUSTED, "meter-clock"), (0, "no-such-row")],
+    [
+        (Flag.POWER_DOWN, "meter-power-off"),
+        (Flag.CLOCK_ADJUSTED, "meter-clock"),
+        (0, "no-such-row"),
+    ],
 )
 def test_the_row_behind_tells_why(flag: int, cause: str):
     flags = ((1, 1, int(flag)),) if flag else ()
