@@ -1,7 +1,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_core.domain import Block, Column, Layout, as_list
@@ -160,10 +160,12 @@ def test_a_column_too_few_is_refused():
 @given(st.data())
 def test_a_damaged_body_is_named_and_nothing_else_happens(data):
     b = one(range(0, 900 * 40, 900), [[i * i for i in range(40)], [None] * 40], q={"offset": 1})
-    body = bytearray(round_trip([b])[0])
+    sound = round_trip([b])[0]
+    body = bytearray(sound)
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(1, len(body) - 1))] ^= data.draw(st.integers(1, 255))
     body = bytes(body[: data.draw(st.integers(0, len(body)))])
+    assume(body != sound)  # two changes of one octet may undo each other
     with pytest.raises(JournalDamaged):
         codec.decode(body, lambda _: ("m", "d"), lambda _: b.layout)
 
