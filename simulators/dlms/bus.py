@@ -91,6 +91,8 @@ class SerialBus:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        if self.path:
+            _unpoint(Path(self.path))
         os.close(self._master)
         os.close(self._slave)
         self._master = self._slave = -1
@@ -108,6 +110,10 @@ class SerialBus:
                 del self._sessions[key]
 
         return Station(meter.hdlc, handle, reset)
+
+    def speaks_for_s(self) -> float:
+        """How long the meter that speaks goes on; 0 = nobody speaks."""
+        return max(0.0, self._spoken_until - asyncio.get_running_loop().time())
 
     # --- octets
 
@@ -187,6 +193,11 @@ class SerialBus:
 
         timer = loop.call_at(when, run)
         self._timers.add(timer)
+
+
+def _unpoint(link: Path) -> None:
+    """Take a stable name away, as udev does: another terminal may get the number."""
+    link.unlink(missing_ok=True)
 
 
 def _point(link: Path, device: str) -> None:

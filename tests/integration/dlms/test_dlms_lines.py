@@ -137,6 +137,8 @@ async def test_a_line_is_opened_again_by_its_stable_path(bench: Make, tmp_path: 
     async with asyncio.timeout(10):
         while bus.octets < 1500:
             await asyncio.sleep(0.01)
+    again = SerialBus(b.fleet.dlms)
+    second = await again.open()  # while the first is there, so that their numbers differ
     await bus.close()
     with pytest.raises(LineSilent) as gone:
         await reading
@@ -144,16 +146,12 @@ async def test_a_line_is_opened_again_by_its_stable_path(bench: Make, tmp_path: 
     await driver.close()
     with pytest.raises(LineSilent, match="cannot be opened"):
         await last_rows(b, b.meter, line)
-    hold = SerialBus([])  # takes the old number, so that the new one differs
-    await hold.open()
-    again = SerialBus(b.fleet.dlms, path=stable)
-    await again.open()
     try:
+        Path(stable).symlink_to(second)
         assert Path(stable).readlink() != first
         await last_rows(b, b.meter, line)
     finally:
         await again.close()
-        await hold.close()
 
 
 async def test_two_speakers_never_share_a_port(bench: Make) -> None:
@@ -203,6 +201,30 @@ class SerialServer:
                 await asyncio.gather(pump, return_exceptions=True)
                 await port.close()
                 writer.close()
+
+
+async def test_a_visit_cancelled_while_the_meter_speaks_hears_it_out(bench: Make) -> None:
+    """Behind a serial server, too, no DISC is sent into an answer."""
+    b = await bench_of(bench, 1)
+    bus = SerialBus(b.fleet.dlms, baud=9600)
+    async with plugged(bus) as device:
+        converter = SerialServer(device)
+        server = await asyncio.start_server(converter, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        line = Line(id="bus-1", transport="tcp", framing="hdlc", timeout_s=2.0)
+        driver = b.driver(line=line, address=f"127.0.0.1:{port}/1.{b.meter.hdlc[1]}")
+        reading = asyncio.create_task(driver.read_profile(ProfileRequest("interval")))
+        async with asyncio.timeout(20):
+            while bus.speaks_for_s() < 0.15:
+                await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        before = bus.octets
+        await driver.close()
+        assert bus.octets > before
+        server.close()
+    assert bus.collisions == 0
 
 
 async def test_meters_behind_a_serial_server_speak_one_at_a_time(bench: Make) -> None:

@@ -4,7 +4,9 @@ Invariants: an answer comes from the address that was asked and goes to the clie
 (pushes on the same connection, other stations of a bus, echoes) is passed over, MAX_STRAYS times at most. After any
 error the stream is out of step: it must be closed. Silence is counted from the last octet that came, on a serial line
 from the last octet that left us; the whole exchange has a limit of its own, so that a meter that dribbles octets for
-ever ends too. On a serial line nothing is sent before the line was quiet for the turnaround time.
+ever ends too. On a serial line nothing is sent before the line was quiet for the turnaround time; and where an answer
+is still due (a visit was cancelled) HDLC first hears it out, for behind a serial server, too, there is one speaker at a
+time.
 
 Errors: `TimeoutError` and other `OSError`s of the stream, `MalformedFrame`.
 """
@@ -30,6 +32,9 @@ HDLC_INFORMATION: Final = 1024
 HDLC_SILENCE_RETRIES: Final = 2
 _WAITING_PAUSE_S: Final = 0.2
 _DISC_S: Final = 1.0
+_HEAR_OUT_S: Final = 0.5
+"""Silence after which an answer that nobody waits for any more is over, or will not come."""
+_HEAR_OUT_WHOLE_S: Final = 2.0
 
 
 class Channel(Protocol):
@@ -162,6 +167,7 @@ class HdlcChannel:
             max_apdu,
         )
         self._events: list[Event] = []
+        self._due = False
         self.heard = 0
 
     async def connect(self, silence_s: float, retries: int = HDLC_SILENCE_RETRIES) -> None:
@@ -183,6 +189,7 @@ class HdlcChannel:
     async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
         self.heard = 0
         if apdu:
+            await self._hear_out()
             self._link.send(apdu)
             await self._flush()
         while True:
@@ -198,11 +205,22 @@ class HdlcChannel:
 
     async def close(self) -> None:
         with contextlib.suppress(OSError, ProtocolError):
+            await self._hear_out()
             self._link.disconnect()
             await self._flush()
             while not isinstance(await self._next(_DISC_S, _DISC_S, retries=0), Closed):
                 pass
         await self._stream.close()
+
+    async def _hear_out(self) -> None:
+        """Let an answer that is due pass by; what it says is nobody's any more."""
+        deadline = _Deadline(_HEAR_OUT_S, _HEAR_OUT_WHOLE_S)
+        with contextlib.suppress(TimeoutError):
+            while self._due:
+                await self._stream.read(deadline.wait_s() + self._leaves_s)
+                self._leaves_s = 0.0
+                self._quiet_from = asyncio.get_running_loop().time()
+        self._due = False
 
     async def _flush(self) -> None:
         octets = self._link.outgoing()
@@ -212,6 +230,7 @@ class HdlcChannel:
         if self._turnaround_s:
             await asyncio.sleep(self._quiet_from + self._turnaround_s - loop.time())
         self._stream.write(octets)
+        self._due = True
         self._leaves_s = len(octets) * self._character_s
         self._quiet_from = loop.time() + self._leaves_s
 
@@ -225,6 +244,7 @@ class HdlcChannel:
                 octets = await self._stream.read(deadline.wait_s() + self._leaves_s)
             except TimeoutError:
                 if retries <= 0:
+                    self._due = False
                     raise
                 retries -= 1
                 self._link.repeat()
@@ -234,4 +254,5 @@ class HdlcChannel:
                 self.heard += len(octets)
                 self._events.extend(self._link.feed(octets))
             await self._flush()
+        self._due = False
         return self._events.pop(0)
