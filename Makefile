@@ -5,13 +5,17 @@ BIN    := $(VENV)/bin
 DEMO   ?= --for 60s
 PEERS  := mosquitto mosquitto-clients mbpoll libmodbus-dev socat pkg-config gcc
 
+# Many tests drive real lines and processes in real time. What fails beside three others is run again with the machine
+# to itself, and must pass there; it is named, for it is still a defect of the test.
+alone = echo "== again, alone: what failed beside others" && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -v
+
 .PHONY: demo test check bench docs component lock peers clean
 
 demo: $(VENV)/.run
 	@$(BIN)/opendcu demo $(DEMO)
 
 test: $(VENV)/.dev peers
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(TEST)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(TEST) || { [ $$? = 1 ] && $(alone); }
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check --quiet . || { echo "run: ruff format ."; exit 1; }
