@@ -79,6 +79,7 @@ class Runner:
                 self.gateway = Gateway(config, self.clock, roles=self.roles)
                 if self.component is not None:
                     self.gateway.about = self.component.about
+                    self.gateway.on_lite = self.component.on_lite
                 readiness = asyncio.create_task(self._when_running(self.gateway, deadline))
                 try:
                     await self.gateway.run()

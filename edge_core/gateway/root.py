@@ -115,6 +115,9 @@ class Gateway:
         self.sender: Sender | None = None
         self.commands = Commands(config, self.poller, self.journal, clock)
         self.about: Callable[[], dict[str, Any]] = dict  # what whoever runs us adds to health
+        self.on_lite: Callable[[], bool] = (
+            bool  # does a nucleus lite run us? It may show only later
+        )
         self.daily = Daily(config, self.poller, self.journal, self.memories, clock)
         self.views = Views(self)
         self.running = asyncio.Event()  # every room has begun
@@ -301,8 +304,7 @@ class Gateway:
     async def _report_health(self) -> None:
         """Publish health at its period, and raise journal-full when room ends."""
         full, valid = False, True
-        period = self.config.health.every_s()
-        due = self.clock.monotonic()
+        last = float("-inf")
         while True:
             status = self.journal.status()
             if status.full and not full:
@@ -315,10 +317,16 @@ class Gateway:
                 valid = not valid
                 (events.clock_valid if valid else events.clock_invalid)()
             events.summarise()
-            if self.sender is not None and self.clock.monotonic() >= due:
+            now = self.clock.monotonic()
+            period = self.health_period_s()
+            if self.sender is not None and now >= last + period:
                 self.sender.publish_health(self.views.health())
-                due += period
+                last = max(last + period, now - period)  # without drift
             await asyncio.sleep(min(period, HOUSEKEEPING_S))
+
+    def health_period_s(self) -> float:
+        """Seconds between health messages now: on lite, whose links are thin, they are fewer."""
+        return self.config.health.every_s(lite=self.on_lite())
 
     def uptime_s(self) -> int:
         """Real seconds since the start."""

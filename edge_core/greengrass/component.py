@@ -185,10 +185,15 @@ class Component:
 
     # --- health
 
+    def on_lite(self) -> bool:
+        """Is the nucleus a lite? Known by what it cannot do; False until a connection has shown it."""
+        return self._ipc.capabilities.get("component-updates") is False
+
     def about(self) -> dict[str, Any]:
         """What health says of where we run (the kind follows from what the nucleus can do). On the loop."""
         ipc, environment = self._ipc, self._environment
-        kind = "classic" if ipc.capabilities.get("component-updates") else "lite"
+        asked = ipc.capabilities.get("component-updates")
+        kind = "" if asked is None else "classic" if asked else "lite"
         refused_s = 0 if ipc.pressed is None else int(self._loop.time() - ipc.pressed)
         return {
             "nucleus": f"{kind} {environment.get('GGC_VERSION', '')}".strip(),

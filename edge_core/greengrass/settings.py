@@ -60,7 +60,6 @@ USUAL_FILE = "/etc/opendcu/gateway.toml"
 ANOMALY_MODEL = (
     "../io.opendcu.AnomalyModel/model"  # from one component's work directory to another's
 )
-HEALTH_ON_LITE = "15min"
 SHARED_DATA = "../io.opendcu.data"
 KEPT = "settings.json"
 
@@ -145,10 +144,6 @@ def configure(
         gateway["data_dir"] = str((work / SHARED_DATA).resolve())
     if nucleus and "kind" not in overrides.get("uplink", {}) | stated.get("uplink", {}):
         overrides.setdefault("uplink", {})["kind"] = "greengrass"
-    if "NOTIFY_SOCKET" in environment and "every" not in overrides.get("health", {}) | stated.get(
-        "health", {}
-    ):  # lite, which runs components as systemd units
-        overrides.setdefault("health", {})["every"] = HEALTH_ON_LITE
     if "model" not in overrides.get("detector", {}) | stated.get("detector", {}):
         model = (work / ANOMALY_MODEL).resolve()
         if (model / "model.json").exists():

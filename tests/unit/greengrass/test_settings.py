@@ -65,14 +65,6 @@ def test_the_components_settings_go_before_the_file_and_the_file_before_defaults
     assert config.gateway.roles == ("dlms", "uplink")
 
 
-def test_health_comes_less_often_on_lite(work: Path) -> None:
-    lite = THING | {"NOTIFY_SOCKET": "/run/systemd/notify"}
-    assert configure({}, work, nucleus=True, environment=lite).health.every_s() == 900
-    assert configure({}, work, nucleus=True, environment=THING).health.every_s() == 60
-    raw = {"HealthEvery": "5min"}
-    assert configure(raw, work, nucleus=True, environment=lite).health.every_s() == 300
-
-
 def test_the_usual_file_is_taken_where_none_is_named(work: Path) -> None:
     usual = Path(settings.USUAL_FILE)
     usual.parent.mkdir()
