@@ -1,9 +1,12 @@
 """reads/1: blocks of one kind, their layouts once per message, as gzip+base64 above 4,000 octets.
 
-A block is encoded when it is packed into a `Piece`: head and tail, between which the index of its layout is written
-when the message is put together. A piece never exceeds the room that it was cut for, so that a message with a single
-piece always fits; a block with more rows is cut by rows. Deflate is deterministic (no time stamp), so the same pieces
-give the same octets.
+A block is encoded when it is packed into a `Piece`: all but the index of its layout, which is written when the message
+is put together. A piece never exceeds the room that it was cut for, so that a message with a single piece always fits; a
+block with more rows is cut by rows. Deflate is deterministic (no time stamp), so the same pieces give the same octets.
+
+Members of a block stand in the order that compresses best (benchmarks/bytes_per_reading.py): what neighbours have in
+common first, then what differs in its last digits, the values last. Together with Z_FILTERED, which does not spend a
+reference on three or four equal digits, that saves a tenth.
 """
 
 from __future__ import annotations
@@ -125,26 +128,24 @@ class Reads(Envelope, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one block as JSON, cut open where the index of the layout goes.
+    """Rows of one block as JSON, but for the index of its layout.
 
     Attributes:
         kind: kind of reads.
         layout: the columns.
         sort_key: pieces that resemble each other stand together; that compresses better.
-        head: up to and with `"layout":`.
-        tail: from the comma after it.
+        tail: what follows on `{"layout":<index>`, from the comma on.
     """
 
     kind: str
     layout: Layout
     sort_key: tuple[str, str, int]
-    head: bytes
     tail: bytes
 
     @property
     def size(self) -> int:
         """Octets in the message, with the comma before it, before compression."""
-        return len(self.head) + len(self.tail) + 4
+        return len(self.tail) + 15
 
 
 def layout_json(layout: Layout) -> dict[str, Any]:
@@ -169,18 +170,18 @@ def layout_size(layout: Layout) -> int:
 def block_json(block: Block, layout: int) -> dict[str, Any]:
     """The block as a member of `blocks`."""
     times = as_list(block.times)
-    out: dict[str, Any] = {"meter": block.meter, "device": block.device, "layout": layout}
+    out: dict[str, Any] = {"layout": layout, "rows": len(times), "tz": block.tz}
+    if block.multiplier != 1:
+        out["multiplier"] = block.multiplier
     if steady(block):
         out["t0"] = times[0]
     else:
         out["t"] = times
-    out["rows"] = len(times)
-    out["tz"] = block.tz
-    if block.multiplier != 1:
-        out["multiplier"] = block.multiplier
+    out["read_at"] = block.read_at
+    out["meter"] = block.meter
+    out["device"] = block.device
     if block.q:
         out["q"] = exact(block.q)
-    out["read_at"] = block.read_at
     if block.occ:
         out["occ"] = block.occ
     if block.flags:
@@ -208,13 +209,11 @@ def piece_of(block: Block) -> Piece:
         TypeError: a value is neither an integer, text nor None.
     """
     whole = msgspec.json.encode(block_json(block, 0))
-    cut = whole.index(b'"layout":0,', len(block.meter)) + 9
     return Piece(
         block.kind,
         block.layout,
         (block.layout.digest, block.meter, int(block.times[0])),
-        whole[:cut],
-        whole[cut + 1 :],
+        whole.removeprefix(b'{"layout":0'),
     )
 
 
@@ -229,7 +228,7 @@ def members(pieces: Sequence[Piece]) -> list[tuple[str, bytes]]:
         if digest not in index:
             index[digest] = len(layouts)
             layouts.append(layout_json(piece.layout))
-        blocks.append(b"%b%d%b" % (piece.head, index[digest], piece.tail))
+        blocks.append(b'{"layout":%d%b' % (index[digest], piece.tail))
     plain_layouts = msgspec.json.encode(layouts)
     plain_blocks = b"[" + b",".join(blocks) + b"]"
     if len(plain_layouts) + len(plain_blocks) > PLAIN_LIMIT:
@@ -242,5 +241,5 @@ def members(pieces: Sequence[Piece]) -> list[tuple[str, bytes]]:
 
 def gzip(octets: bytes) -> bytes:
     """Deflate in a gzip frame without time stamp: the same octets give the same octets."""
-    engine = zlib.compressobj(9, zlib.DEFLATED, 31, 9)
+    engine = zlib.compressobj(9, zlib.DEFLATED, 31, 8, zlib.Z_FILTERED)
     return engine.compress(octets) + engine.flush()
