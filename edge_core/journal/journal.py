@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 
     from edge_core.clock import Clock
     from edge_core.domain import Alarm, Block, Obis
+    from edge_core.journal.ledger import Entry
     from edge_core.journal.records import Appended, Durable, Lane
 
 MIB = 1 << 20
 MAX_UNWRITTEN = 500_000
 _WITHIN_S = {"lazy": LAZY_S, "soon": SOON_S, "now": 0.0}
 _REMEMBERED_ALARMS = 8192
-_WITHOUT_LEDGER = {"alarm", "note", "release", "aside", "epoch"}
+_WITHOUT_LEDGER = {"alarm", "note", "release", "aside", "epoch", "mark"}
 _CHECKPOINT_PAGES = 700  # a WAL that keeps growing costs twice as much
 _CHECKPOINT_PAGES_LATEST = 4000  # even if somebody waits
 _json = msgspec.json.Encoder()
@@ -60,6 +61,7 @@ class Journal(Reading):
     Attributes:
         epoch: rises whenever the file is created, set aside, restored, or finds itself on another machine.
         was_damaged: why the former file was set aside at this start, and what was taken over; None = it was sound.
+        was_created: there was no file at this start.
         was_copied: why the epoch is new though the file is sound: it is a copy, or comes from another machine; else None.
     """
 
@@ -79,6 +81,7 @@ class Journal(Reading):
         self.epoch = 0
         self.was_damaged: str | None = None
         self.was_copied: str | None = None
+        self.was_created = False
         self._clock, self._db = clock, connection
         self._max_bytes, self._reserve_bytes = max_bytes, alarm_reserve_bytes
         self._names.load(connection)
@@ -134,7 +137,7 @@ class Journal(Reading):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = store.FileLock(path)
         try:
-            told = lock.read()
+            told, fresh = lock.read(), not path.exists()
             now, schemas, takeover = int(clock.now()), opening.schemas(), opening.take_over
             connection, why = opening.open_file(
                 path, suspect=bool(told.get("suspect")), schemas=schemas, now=now, takeover=takeover
@@ -150,7 +153,7 @@ class Journal(Reading):
                     path, repr(error), schemas=schemas, now=now, takeover=takeover
                 )
                 journal = cls(path, clock, lock, connection, keep_s=keep, **limits)
-            journal.was_damaged = why
+            journal.was_damaged, journal.was_created = why, fresh
             machine = machine_id.read_text().strip() if machine_id.exists() else ""
             try:
                 journal.settle_epoch(int(told.get("epoch", 0)), machine)
@@ -262,6 +265,19 @@ class Journal(Reading):
         return self._hiding(
             some, alarm_ids, note_ids, "aside", cause, why, some, alarm_ids, note_ids
         )
+
+    def mark(self, key: str, value: str) -> Future[None]:
+        """Keep a word beside the segments; durable with a later group commit, never before what was said before it."""
+        return self._submit("mark", key, value, within_s=LAZY_S)
+
+    def marks(self) -> dict[str, str]:
+        """What was marked and is durable, by key."""
+        rows = self._connection().execute("SELECT key, value FROM meta")
+        return {key: value for key, value in rows if isinstance(value, str)}
+
+    def take_entries(self, entries: list[tuple[str, str, str, Entry]]) -> Future[int]:
+        """Take over ledger entries (meter, device, profile) of another journal that know more than ours; how many did."""
+        return self._submit("entries", entries)
 
     def hold(self, name: str, cursor: int) -> None:
         """A reader has all segments up to `cursor`: later ones are not freed for it when their time is over.

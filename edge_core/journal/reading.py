@@ -55,6 +55,10 @@ class Reading:
         """Id of the newest durable segment, 0 = none yet."""
         return self._writing.head
 
+    def heads(self) -> dict[int, int]:
+        """Newest durable segment by its base: one journal has the base 0 (journals.py has several)."""
+        return {0: self.head()}
+
     def segments(
         self, after: int, *, lane: Lane | None = None, limit: int = 100, everything: bool = False
     ) -> list[Segment]:

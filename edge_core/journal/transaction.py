@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.domain import Block
     from edge_core.journal.book import Book, Names
+    from edge_core.journal.ledger import Entry
     from edge_core.journal.records import Lane
     from edge_core.journal.retention import Generation, Generations, Released
     from edge_core.journal.writer import Item
@@ -325,6 +326,22 @@ class Transaction:
     def _do_epoch(self, epoch: int) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
 
+    def _do_mark(self, key: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _do_entries(self, entries: list[tuple[str, str, str, Entry]]) -> int:
+        """Take over ledger entries of another journal where they know more than ours."""
+        taken = 0
+        for meter, device, profile, theirs in entries:
+            key = (self._names.device(self._db, meter, device), profile)
+            ours = self._book.stage(self._db, key, theirs.kind)
+            if _known(theirs) > _known(ours):
+                for field in theirs.__struct_fields__:
+                    setattr(ours, field, getattr(theirs, field))
+                self._book.at_once(key)
+                taken += 1
+        return taken
+
     def _do_flush(self) -> None:
         pass
 
@@ -438,6 +455,11 @@ class Transaction:
         except sqlite3.Error:
             log.exception("checkpoint failed")
         self.wal_pages = 0
+
+
+def _known(entry: Entry) -> tuple[int, int, int]:
+    """How much an entry knows: of two for one profile of one device, the later one has more rows."""
+    return entry.captured, entry.newest, entry.watermark or 0
 
 
 def _reserved(item: Item[Any]) -> bool:

@@ -43,7 +43,7 @@ MAX_SUN_PATH = 107  # octets of a socket's path, sun_path in unix(7) less its NU
 
 
 @contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
+def short_path(path: Path) -> Iterator[str]:
     """A name of the path that fits into sun_path: through a descriptor of its folder where it is too long."""
     if len(os.fsencode(path)) <= MAX_SUN_PATH:
         yield str(path)
@@ -82,7 +82,7 @@ class ControlServer:
         )
         try:
             fresh.unlink(missing_ok=True)
-            with _short(fresh) as name:
+            with short_path(fresh) as name:
                 listener.bind(name)
             fresh.chmod(0o600)
             listener.listen(MAX_CLIENTS)
@@ -241,7 +241,7 @@ def stream(path: Path, request: Request, timeout_s: float = 10.0) -> Iterator[An
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(timeout_s or None)
         try:
-            with _short(path) as name:
+            with short_path(path) as name:
                 connection.connect(name)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             raise GatewayAbsent(f"no gateway listens on {path}") from None
