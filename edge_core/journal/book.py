@@ -41,6 +41,7 @@ Key = tuple[int, str]  # device number, profile
 Packed = tuple[
     bytes, bytes
 ]  # an entry without, and its tail hashes: what compresses and what does not
+SQUEEZE_OCTETS = 512  # an entry with many gaps is kept compressed in memory
 
 _entry = msgspec.msgpack.Decoder(Entry)
 _group = msgspec.msgpack.Decoder(tuple[list[int], list[str], list[bytes], list[int], bytes])
@@ -191,13 +192,25 @@ def _inserted(cursor: sqlite3.Cursor) -> int:
 
 def _pack(entry: Entry) -> Packed:
     hashes, entry.tail_hashes = entry.tail_hashes, b""
+    runs = entry.runs
+    entry.shorten()
     octets = _encode(entry)
-    entry.tail_hashes = hashes
-    return octets, hashes
+    entry.tail_hashes, entry.runs, entry.spans = hashes, runs, b""
+    return _squeeze(octets), hashes
+
+
+def _squeeze(octets: bytes) -> bytes:
+    return octets if len(octets) < SQUEEZE_OCTETS else zlib.compress(octets, 1)
+
+
+def _spread(octets: bytes) -> bytes:
+    """The entry as msgpack; an array never begins as a zlib stream does."""
+    return zlib.decompress(octets) if octets[:1] == b"\x78" else octets
 
 
 def _unpack(packed: Packed) -> Entry:
-    entry = _entry.decode(packed[0])
+    entry = _entry.decode(_spread(packed[0]))
+    entry.lengthen()
     entry.tail_hashes = packed[1]
     return entry
 
@@ -210,7 +223,7 @@ def _pack_group(entries: dict[Key, Packed]) -> bytes:
             (
                 [b - a for a, b in pairwise([0, *(device for device, _ in keys)])],
                 [profile for _, profile in keys],
-                [entries[key][0] for key in keys],
+                [_spread(entries[key][0]) for key in keys],
                 [len(entries[key][1]) for key in keys],
                 b"".join(entries[key][1] for key in keys),
             )
@@ -223,7 +236,7 @@ def _unpack_group(body: bytes) -> dict[Key, Packed]:
     ends = list(accumulate(lengths))
     parts = [hashes[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     keys = zip(accumulate(devices), profiles, strict=True)
-    return dict(zip(keys, zip(octets, parts, strict=True), strict=True))
+    return dict(zip(keys, zip(map(_squeeze, octets), parts, strict=True), strict=True))
 
 
 @dataclass(slots=True)

@@ -227,13 +227,27 @@ class Journal(Reading):
         return self._submit("note", kind, sub, _json.encode(body), within_s=SOON_S)
 
     def note_gap(
-        self, meter: str, device: str, profile: Obis, first: int, last: int, cause: str
+        self,
+        meter: str,
+        device: str,
+        profile: Obis,
+        first: int,
+        last: int,
+        cause: str,
+        *,
+        overrule: bool = True,
     ) -> Future[None]:
-        """Name the cause of rows that are missing from first to last (UTC seconds, both included)."""
+        """Name the cause of rows that are missing from first to last (UTC seconds, both included).
+
+        Args:
+            overrule: this word holds where another one was said; else that one does.
+        """
         if first > last:
             raise ValueError(f"a gap from {first} to {last}")
         # names of a configuration are no plain text, and the book holds nothing else
-        return self._submit("gap", meter, device, str(profile), first, last, cause, within_s=LAZY_S)
+        return self._submit(
+            "gap", meter, device, str(profile), first, last, cause, overrule, within_s=LAZY_S
+        )
 
     def release(
         self,

@@ -21,27 +21,36 @@ are taken for those of the first. A row that arrives alone after a step back whi
 dropped when the hash is forgotten: after a clock event the buffer is to be read by entry, from before the first
 conflicting row if there was one, and both are set right.
 
-*Forgetting.* MAX_RUNS runs, KEEP_REPEATS repeats and KEEP_TIMES irregular times are kept, oldest go first; a forgotten row
-that comes again is delivered again, under the same identity.
+*Forgetting.* KEEP_REPEATS repeats and KEEP_TIMES irregular times are kept, oldest go first. Noted gaps of one cause become one
+where nothing else is missing between them. Beyond MAX_RUNS runs or MAX_GAPS gaps the oldest are merged: what was missing
+among them stays as one number for each cause, so that due = captured + missing holds for ever, to the row. A forgotten
+row that comes again is delivered again, under the same identity, and counted no second time.
 """
 
 from __future__ import annotations
 
 import math
-import struct
-import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from edge_core.domain import Flag, as_list
 from edge_core.journal.records import Hole, LedgerEntry, Run
+from edge_core.journal.rows import (
+    HASH,
+    HASH_OCTETS,
+    align,
+    integers,
+    join,
+    row_hashes,
+    split,
+    varints,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from edge_core.domain import Block, Obis
 
@@ -49,10 +58,10 @@ KEEP_TAIL = 4  # reads overlap by two periods; with HASH_OCTETS: a blob of 64 me
 KEEP_TIMES = 512
 KEEP_REPEATS = 512
 KEEP_STEPS = 16
-MAX_RUNS = 96
-MAX_GAPS = 64
-HASH_OCTETS = 2
-_HASH = 0xFFFF
+MAX_RUNS = 1024  # three gaps a day for a year
+MAX_GAPS = 256
+KEEP_LONG = 8  # runs
+TIDY_GAPS = 32  # above this, gaps of one cause become one
 
 
 class Absorbed(msgspec.Struct, frozen=True):
@@ -92,7 +101,11 @@ class Entry(msgspec.Struct, array_like=True):
         tail_occ: their occurrences, empty when all are 0.
         repeats: (time, occurrence, hash) of occurrences from 1 on.
         steps: (time before, time after, hash of both rows) where time went back.
-        gaps: (first, last, cause) as told by `note_gap`.
+        gaps: (first, last, cause) as told by `note_gap`, ascending, disjoint.
+        merged: (first, last, rows, cause) of what was missing at `merged_to` and before, one for each cause; the rows lie
+            somewhere between first and last.
+        origin: the oldest time that was ever known above `merged_to`, where its row was given up; else 0.
+        spans: runs after the first one in short form, while the entry is not in use (`shorten`).
     """
 
     kind: str
@@ -110,6 +123,10 @@ class Entry(msgspec.Struct, array_like=True):
     repeats: list[tuple[int, int, int]] = []
     steps: list[tuple[int, int, int]] = []
     gaps: list[tuple[int, int, str]] = []
+    merged: list[tuple[int, int, int, str]] = []
+    merged_to: int = 0
+    origin: int = 0
+    spans: bytes = b""
 
     # ---- absorbing rows ------------------------------------------------------------------------
 
@@ -180,7 +197,7 @@ class Entry(msgspec.Struct, array_like=True):
             known: list[int | None] = []
             if self.knows(time, hashes):
                 known = [hashes.get(time), *repeats.get(time, ())]
-            found = _align(
+            found = align(
                 known,
                 [values[row] for row in rows],
                 at_least=claimed.get(rows[0], 0),
@@ -231,7 +248,7 @@ class Entry(msgspec.Struct, array_like=True):
         for row in range(1, len(times)):
             before, after = times[row - 1], times[row]
             if after < before:
-                step = (before, after, values[row - 1] ^ (values[row] << 1 & _HASH))
+                step = (before, after, values[row - 1] ^ (values[row] << 1 & HASH))
                 inside = [x for x in left if before <= x[0] and after >= x[1] and x[:2] != step[:2]]
                 if step in left:
                     left.remove(step)
@@ -254,7 +271,7 @@ class Entry(msgspec.Struct, array_like=True):
         low, high = min(times), max(times)
         tail = [
             (time, value)
-            for time, value in zip(self.tail_times, _split(self.tail_hashes), strict=True)
+            for time, value in zip(self.tail_times, split(self.tail_hashes), strict=True)
             if low <= time <= high
         ]
         if not tail or tail[-1][0] != self.tail_times[-1]:
@@ -295,10 +312,12 @@ class Entry(msgspec.Struct, array_like=True):
             *(int(times[row]) for row in rows),
         ]
         old_hashes = self.tail_hashes[-HASH_OCTETS * keep :] if keep else b""
-        self.tail_hashes = old_hashes + _join(row_hashes(block, rows))
+        self.tail_hashes = old_hashes + join(row_hashes(block, rows))
 
     def _remember(self, block: Block, times: list[int], rows: Sequence[int]) -> None:
         """Enter rows of occurrence 0 that were not known, in ascending order of time."""
+        if self.merged_to:
+            rows = [row for row in rows if times[row] > self.merged_to]
         if not rows:
             return
         self.captured += len(rows)
@@ -316,9 +335,9 @@ class Entry(msgspec.Struct, array_like=True):
         in_order = sorted(rows[-KEEP_TIMES:])
         hashes = row_hashes(block, in_order)
         fresh = [(times[row], value) for row, value in zip(in_order, hashes, strict=True)]
-        pairs = sorted([*zip(self.times, _split(self.hashes), strict=True), *fresh])[-KEEP_TIMES:]
+        pairs = sorted([*zip(self.times, split(self.hashes), strict=True), *fresh])[-KEEP_TIMES:]
         self.times = [time for time, _ in pairs]
-        self.hashes = _join(value for _, value in pairs)
+        self.hashes = join(value for _, value in pairs)
 
     def _add_run(self, first: int, last: int) -> None:
         """Enter consecutive unknown times, joined with the runs that they touch."""
@@ -336,7 +355,8 @@ class Entry(msgspec.Struct, array_like=True):
             else:
                 joined.append(run)
         joined.insert(bisect_right(joined, (first, last, period)), (first, last, period))
-        self.runs = joined[-MAX_RUNS:]
+        self.runs = joined
+        self._bound()
 
     def knows(self, time: int, hashes: dict[int, int] | None = None) -> bool:
         """Is occurrence 0 of this time known?"""
@@ -346,9 +366,9 @@ class Entry(msgspec.Struct, array_like=True):
 
     def _base_hashes(self) -> dict[int, int]:
         """Hashes of occurrence 0 that are not forgotten, by time."""
-        hashes = dict(zip(self.times, _split(self.hashes), strict=True))
+        hashes = dict(zip(self.times, split(self.hashes), strict=True))
         occ = self.tail_occ or [0] * len(self.tail_times)
-        tail = zip(self.tail_times, occ, _split(self.tail_hashes), strict=True)
+        tail = zip(self.tail_times, occ, split(self.tail_hashes), strict=True)
         hashes.update({time: value for time, k, value in tail if not k})
         return hashes
 
@@ -362,38 +382,92 @@ class Entry(msgspec.Struct, array_like=True):
             (t, k, value if (t, k) == (time, occurrence) else h) for t, k, h in self.repeats
         ]
         if not occurrence:
-            self.hashes = _join(
+            self.hashes = join(
                 value if t == time else h
-                for t, h in zip(self.times, _split(self.hashes), strict=True)
+                for t, h in zip(self.times, split(self.hashes), strict=True)
             )
         occ = self.tail_occ or [0] * len(self.tail_times)
-        self.tail_hashes = _join(
+        self.tail_hashes = join(
             value if (t, k) == (time, occurrence) else h
-            for t, k, h in zip(self.tail_times, occ, _split(self.tail_hashes), strict=True)
+            for t, k, h in zip(self.tail_times, occ, split(self.tail_hashes), strict=True)
         )
 
     # ---- what is missing -----------------------------------------------------------------------
 
-    def note_gap(self, first: int, last: int, cause: str) -> None:
-        """Name the cause of what is missing from first to last; a later word on the same times holds.
+    def note_gap(self, first: int, last: int, cause: str, *, overrule: bool = True) -> None:
+        """Name the cause of what is missing from first to last.
 
         Neighbours of one cause become one: a meter that is silent for days is one gap, told boundary by boundary.
+
+        Args:
+            overrule: this word holds where another one was said; else that one does.
         """
-        gaps = []
+        if not overrule:
+            for a, b, _ in [gap for gap in self.gaps if gap[1] >= first and gap[0] <= last]:
+                if a > first:
+                    self.note_gap(first, a - 1, cause)
+                first = b + 1
+            if first > last:
+                return
+        pieces = [(first, last, cause)]
         for a, b, other in self.gaps:
-            near = max(self.period, 1)
-            if other == cause and a <= last + near and b >= first - near:
-                first, last = min(first, a), max(last, b)
-                continue
-            if b < first or a > last:
-                gaps.append((a, b, other))
-                continue
             if a < first:
-                gaps.append((a, first - 1, other))
+                pieces.append((a, min(b, first - 1), other))
             if b > last:
-                gaps.append((last + 1, b, other))
-        gaps.append((first, last, cause))
-        self.gaps = sorted(gaps)[-MAX_GAPS:]
+                pieces.append((max(a, last + 1), b, other))
+        gaps: list[tuple[int, int, str]] = []
+        for a, b, other in sorted(pieces):
+            if gaps and gaps[-1][2] == other and a - gaps[-1][1] <= max(self.period, 1):
+                gaps[-1] = (gaps[-1][0], b, other)
+            else:
+                gaps.append((a, b, other))
+        self.gaps = gaps
+        self._bound()
+
+    def _bound(self) -> None:
+        """Keep runs and gaps within their limits without losing count of a row."""
+        if len(self.gaps) > TIDY_GAPS:
+            self._tidy_gaps()
+        runs, gaps = self.runs, self.gaps
+        drop = len(runs) - MAX_RUNS + MAX_RUNS // 16 if len(runs) > MAX_RUNS else 0
+        if len(gaps) > MAX_GAPS:
+            upto = gaps[len(gaps) - MAX_GAPS + MAX_GAPS // 16][1]
+            drop = max(drop, sum(run[0] <= upto for run in runs))
+        if not runs:
+            self.gaps = gaps[-MAX_GAPS:]  # nothing is counted here
+        elif drop:
+            self._merge_oldest(min(drop, len(runs) - 1))
+
+    def _tidy_gaps(self) -> None:
+        """Make neighbours of one cause one gap, where no row between them is missing for another cause or without one."""
+        spans = self._spans()
+        tidy: list[tuple[int, int, str]] = []
+        place = 0
+        for first, last, cause in self.gaps:
+            if tidy and tidy[-1][2] == cause:
+                while place < len(spans) and spans[place][1] <= tidy[-1][1]:
+                    place += 1
+                if place == len(spans) or not _missing(spans[place:], tidy[-1][1] + 1, first - 1):
+                    tidy[-1] = (tidy[-1][0], last, cause)
+                    continue
+            tidy.append((first, last, cause))
+        self.gaps = tidy
+
+    def _merge_oldest(self, count: int) -> None:
+        """So many of the oldest runs are forgotten, and what is missing among and before them becomes a sum."""
+        upto = self.runs[count][0] - 1
+        for hole in self.holes():
+            if not hole.merged and hole.last <= upto:
+                self._merge(hole.first, hole.last, hole.rows, hole.cause)
+        self.runs, self.origin = self.runs[count:], 0
+        self.gaps = [(max(a, upto + 1), b, cause) for a, b, cause in self.gaps if b > upto]
+        self.merged_to = upto
+
+    def _merge(self, first: int, last: int, rows: int, cause: str) -> None:
+        sums = {entry[3]: entry for entry in self.merged}
+        a, b, before, _ = sums.get(cause, (first, last, 0, cause))
+        sums[cause] = (min(a, first), max(b, last), before + rows, cause)
+        self.merged = sorted(sums.values())
 
     def forget(self, block: Block, cause: str) -> None:
         """Rows of a block were given up before they were delivered: they are missing, with a cause."""
@@ -407,10 +481,10 @@ class Entry(msgspec.Struct, array_like=True):
             if (r[0], r[1]) not in {(as_list(block.times)[row], k) for row, k in occ.items()}
         ]
         pairs = [
-            (t, h) for t, h in zip(self.times, _split(self.hashes), strict=True) if t not in gone
+            (t, h) for t, h in zip(self.times, split(self.hashes), strict=True) if t not in gone
         ]
         self.times = [t for t, _ in pairs]
-        self.hashes = _join(h for _, h in pairs)
+        self.hashes = join(h for _, h in pairs)
         if gone.intersection(self.tail_times):
             self.tail_times, self.tail_hashes, self.tail_occ = [], b"", []
         runs = []
@@ -428,23 +502,25 @@ class Entry(msgspec.Struct, array_like=True):
                     start = time
             if start is not None:
                 runs.append((start, last, step))
-        self.runs = runs[-MAX_RUNS:]
-        self.note_gap(times[0], times[-1], cause)
+        if self.runs:
+            oldest = min(self.runs)[0]
+            self.origin = min(self.origin or oldest, oldest)
+        self.runs = runs
+        old = [time for time in times if time <= self.merged_to]
+        if old:
+            self._merge(old[0], old[-1], sum(as_list(block.times).count(t) for t in old), cause)
+        if len(old) < len(times):
+            self.note_gap(times[len(old)], times[-1], cause)
 
     def holes(self) -> tuple[Hole, ...]:
         """Missing times within what is known, and noted ones outside of it, oldest first."""
-        spans: list[tuple[int, int, int]] = []  # first, last, step
-        end = None
-        for first, last, step in sorted(self.runs):
-            if end is not None and step:
-                rows = round((first - end) / step) - 1
-                if rows > 0:
-                    spans.append((end + step, end + step * rows, step))
-            end = last if end is None else max(end, last)
-        out: list[Hole] = []
-        for first, last, step in spans:
+        out = [Hole(a, b, rows, cause, merged=True) for a, b, rows, cause in self.merged]
+        for first, last, step in self._spans():
             out += self._named(first, last, step)
-        edges = (min(self.runs)[0], end) if self.runs and end is not None else None
+        edges = None
+        if self.runs:
+            first, last = min(self.runs)[0], max(run[1] for run in self.runs)
+            edges = min(first, self.origin or first), last
         for first, last, cause in self.gaps:
             if edges is None:
                 out.append(Hole(first, last, 0, cause))
@@ -454,6 +530,18 @@ class Entry(msgspec.Struct, array_like=True):
             if last > edges[1]:
                 out.append(self._outside(max(first, edges[1] + 1), last, cause))
         return tuple(sorted(out, key=lambda hole: hole.first))
+
+    def _spans(self) -> list[tuple[int, int, int]]:
+        """(first, last, step) of what is missing between the first and the last known row, ascending."""
+        spans = []
+        end = self.origin - self.period if self.origin and self.period else None
+        for first, last, step in sorted(self.runs):
+            if end is not None and step:
+                rows = round((first - end) / step) - 1
+                if rows > 0:
+                    spans.append((end + step, end + step * rows, step))
+            end = last if end is None else max(end, last)
+        return spans
 
     def _outside(self, first: int, last: int, cause: str) -> Hole:
         """A noted gap before or after all that is known, its rows counted on the grid of the nearest run."""
@@ -466,27 +554,48 @@ class Entry(msgspec.Struct, array_like=True):
     def _named(self, first: int, last: int, step: int) -> list[Hole]:
         """A missing span, split where the noted cause changes."""
         out: list[Hole] = []
-        for time in self._edges(first, last, step):
-            cause = next((c for a, b, c in self.gaps if a <= time[0] <= b), "")
-            if out and out[-1].cause == cause:
-                out[-1] = Hole(out[-1].first, time[1], (time[1] - out[-1].first) // step + 1, cause)
-            else:
-                out.append(Hole(time[0], time[1], (time[1] - time[0]) // step + 1, cause))
+        at = first
+        for a, b, cause in self.gaps[bisect_left(self.gaps, first, key=lambda gap: gap[1]) :]:
+            if a > last:
+                break
+            begin, end = max(at, a + (first - a) % step), min(last, b - (b - first) % step)
+            if begin > end:
+                continue  # between two rows
+            if begin > at:
+                out.append(Hole(at, begin - step, (begin - at) // step, ""))
+            if out and out[-1].cause == cause and out[-1].last + step == begin:
+                begin = out.pop().first
+            out.append(Hole(begin, end, (end - begin) // step + 1, cause))
+            at = end + step
+        if at <= last:
+            out.append(Hole(at, last, (last - at) // step + 1, ""))
         return out
 
-    def _edges(self, first: int, last: int, step: int) -> list[tuple[int, int]]:
-        """Pieces of a span between the borders of the noted gaps, on the grid."""
-        cuts = {first}
-        for a, b, _ in self.gaps:
-            for border in (a, b + 1):
-                on_grid = border + (first - border) % step
-                if first < on_grid <= last:
-                    cuts.add(on_grid)
-        ordered = sorted(cuts)
-        return [
-            (a, (ordered[i + 1] - step) if i + 1 < len(ordered) else last)
-            for i, a in enumerate(ordered)
-        ]
+    def shorten(self) -> None:
+        """Bring many runs into a form of 2 octets each, for keeping; `lengthen` undoes it."""
+        runs, period = self.runs, self.period
+        if len(runs) <= KEEP_LONG or not period or any(run[2] != period for run in runs):
+            return
+        borders = [border for first, last, _ in runs for border in (first, last)]
+        steps = [(b - a) // period for a, b in pairwise(borders)]
+        if any(
+            b - a != step * period or step < 0
+            for (a, b), step in zip(pairwise(borders), steps, strict=True)
+        ):
+            return
+        self.runs, self.spans = runs[:1], varints(steps[1:])
+
+    def lengthen(self) -> None:
+        """Undo `shorten`."""
+        if not self.spans:
+            return
+        ((_, last, period),) = self.runs
+        steps = iter(integers(self.spans))
+        for gap, length in zip(steps, steps, strict=True):
+            first = last + gap * period
+            last = first + length * period
+            self.runs.append((first, last, period))
+        self.spans = b""
 
     def view(self, meter: str, device: str, profile: Obis) -> LedgerEntry:
         """The entry for people and for completeness figures."""
@@ -511,23 +620,15 @@ class Entry(msgspec.Struct, array_like=True):
         )
 
 
-def row_hashes(block: Block, rows: Sequence[int]) -> list[int]:
-    """16 bits for each of some rows (ascending) that change with a value or the layout.
-
-    They are the same on every machine and in every release.
-    """
-    if not rows:
-        return []
-    first, last = rows[0], rows[-1] + 1
-    columns = [
-        c[first:last].tolist() if isinstance(c, np.ndarray) else c[first:last]
-        for c in block.columns
-    ]
-    cells = list(zip(*columns, strict=True)) if columns else [()] * (last - first)
-    if len(rows) != last - first:
-        cells = [cells[row - first] for row in rows]
-    seed = int(block.layout.digest[:8], 16)
-    return [zlib.crc32(repr(row).encode(), seed) & _HASH for row in cells]
+def _missing(spans: Sequence[tuple[int, int, int]], first: int, last: int) -> bool:
+    """Does any of the missing times lie between first and last, both included?"""
+    for a, b, step in spans:
+        if a > last:
+            return False
+        on_grid = a if a >= first else first + (a - first) % step
+        if on_grid <= min(b, last):
+            return True
+    return False
 
 
 def _sampled(block: Block) -> set[int]:
@@ -543,59 +644,3 @@ def _relaid(block: Block) -> float:
     """Rows above this time were read under a layout that no longer holds: what came before is no longer current."""
     value = (block.q or {}).get("relaid")
     return value if isinstance(value, int) else math.inf
-
-
-def _split(hashes: bytes) -> list[int]:
-    return list(struct.unpack(f">{len(hashes) // HASH_OCTETS}H", hashes))
-
-
-def _join(values: Iterable[int]) -> bytes:
-    values = list(values)
-    return struct.pack(f">{len(values)}H", *values)
-
-
-def _align(
-    known: Sequence[int | None],
-    values: Sequence[int],
-    *,
-    at_least: int,
-    unproven_from: int,
-    new_from: int,
-) -> range | list[int]:
-    """The occurrences of the rows of one time.
-
-    Args:
-        known: hashes of the known occurrences 0, 1, ...; None = forgotten.
-        values: hashes of the rows, in buffer order.
-        at_least: so many rows of this time stand before the first one, says the block.
-        unproven_from: rows from this position on are new, unless a repeat proves that it is them.
-        new_from: rows from this position on are new.
-    """
-    if not known:
-        return range(at_least, at_least + len(values))
-    fresh_from = min(unproven_from, new_from)
-    best, best_score = -1, -1
-    for start in range(at_least, max(len(known), at_least) + 1):
-        if start >= len(known) and fresh_from and start > at_least:
-            break  # the first row is one of the known, or in conflict with it
-        score = 0
-        for j, value in enumerate(values):
-            place = start + j
-            if place >= len(known):
-                continue
-            same = known[place] == value
-            if j >= new_from or (j >= unproven_from and not (place and same)):
-                break
-            if not same and known[place] is not None:
-                break
-            score += same
-        else:
-            if score > best_score:
-                best, best_score = start, score
-    if best >= 0:
-        return range(best, best + len(values))
-    start = max(at_least, len(known) - len(values))
-    return [
-        start + j if j < fresh_from else max(start + j, len(known) + j - fresh_from)
-        for j in range(len(values))
-    ]

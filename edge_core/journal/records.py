@@ -105,12 +105,14 @@ class Hole:
     Attributes:
         rows: how many rows are missing by the period; 0 for profiles without a period.
         cause: gap cause of DESIGN section 7, "" = not named yet.
+        merged: so long ago that only the number is kept: `rows` rows somewhere between first and last.
     """
 
     first: int
     last: int
     rows: int
     cause: str
+    merged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,10 +273,18 @@ class Transaction:
         return cursor.lastrowid
 
     def _do_gap(
-        self, meter: str, device: str, profile: str, first: int, last: int, cause: str
+        self,
+        meter: str,
+        device: str,
+        profile: str,
+        first: int,
+        last: int,
+        cause: str,
+        overrule: bool,
     ) -> None:
         number = self._names.device(self._db, meter, device)
-        self._book.stage(self._db, (number, profile), "interval").note_gap(first, last, cause)
+        entry = self._book.stage(self._db, (number, profile), "interval")
+        entry.note_gap(first, last, cause, overrule=overrule)
         self._book.at_once((number, profile))
 
     def _do_release(self, segments: list[int], alarms: list[str], notes: list[int]) -> None:

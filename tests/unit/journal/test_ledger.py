@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_core.domain import Block, Column, Flag, Layout, as_list
-from edge_core.journal import ledger
+from edge_core.journal import book, ledger
 from edge_core.journal.ledger import Entry
 from edge_core.journal.records import Hole
 
@@ -192,12 +192,128 @@ def test_irregular_times_are_bounded_and_the_oldest_forgotten_is_delivered_again
     assert [r[0] for r in rows] == list(range(40))
 
 
-def test_runs_are_bounded():
+def test_runs_are_bounded_and_what_is_forgotten_stays_counted():
     entry = Entry("interval")
-    for i in range(3 * ledger.MAX_RUNS):
+    for i in range(2 * ledger.MAX_RUNS):
         absorb(entry, [2 * i])
-    assert len(entry.runs) == ledger.MAX_RUNS
-    assert len(msgspec.msgpack.encode(entry)) < 4096
+        if i and i % 3 == 0:
+            entry.note_gap(T0 + (2 * i - 1) * P, T0 + (2 * i - 1) * P, "meter-power-off")
+    assert len(entry.runs) <= ledger.MAX_RUNS
+    view = entry.view("m", "d", PROFILE)
+    assert view.captured == 2 * ledger.MAX_RUNS
+    assert view.due == 4 * ledger.MAX_RUNS - 1
+    named = (2 * ledger.MAX_RUNS - 1) // 3
+    assert counts(entry) == {"meter-power-off": named, "": 2 * ledger.MAX_RUNS - 1 - named}
+    # a forgotten row is delivered again, and counted no second time
+    _, rows = absorb(entry, [0])
+    assert rows == [(0, 0, 0)]
+    assert entry.view("m", "d", PROFILE).due == view.due
+
+
+def counts(entry):
+    """Missing rows by cause."""
+    found = {}
+    for hole in entry.holes():
+        if hole.merged or hole.first >= T0:
+            found[hole.cause] = found.get(hole.cause, 0) + hole.rows
+    return {cause: n for cause, n in found.items() if n}
+
+
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["rows", "rows", "rows", "name", "name", "fill", "back", "forget"]),
+        st.integers(1, 6),
+        st.integers(0, 5),
+        st.sampled_from(["line-silent", "no-such-row", "meter-power-off"]),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ACTS)
+def test_counts_and_causes_are_exact_however_much_is_merged(acts):
+    """Against a book that forgets nothing: a set of rows and a cause for each time."""
+    limits = ledger.MAX_RUNS, ledger.MAX_GAPS, ledger.TIDY_GAPS
+    ledger.MAX_RUNS, ledger.MAX_GAPS, ledger.TIDY_GAPS = 6, 5, 2
+    try:
+        entry, known, causes = Entry("interval"), {0}, {}
+        absorb(entry, [0])
+        end = 0
+        for act, length, skip, cause in acts:
+            floor = (entry.merged_to - T0) // P + 1 if entry.merged_to else 0
+            first = max(floor, end - skip * 3)
+            if act == "rows":
+                first = end + skip + 1
+                absorb(entry, range(first, first + length))
+                known |= set(range(first, first + length))
+                end = first + length - 1
+            elif act == "back" and first < end:
+                new = list(range(first, min(first + length, end)))
+                absorb(entry, new)
+                known |= set(new)
+            elif act == "forget" and (gone := [t for t in range(first, end) if t in known and t]):
+                gone = gone[:1]
+                entry.forget(block(gone), cause)
+                known -= set(gone)
+                causes |= dict.fromkeys(gone, cause)
+            elif act in ("name", "fill"):
+                span = range(max(1, first), max(1, first) + length)
+                entry.note_gap(T0 + span[0] * P, T0 + span[-1] * P, cause, overrule=act == "name")
+                for t in span:
+                    causes[t] = cause if act == "name" else causes.get(t, cause)
+        wanted = {}
+        for t in range(end):
+            if t not in known:
+                wanted[causes.get(t, "")] = wanted.get(causes.get(t, ""), 0) + 1
+        beyond = [t for t in causes if t > end]
+        for t in beyond:
+            wanted[causes[t]] = wanted.get(causes[t], 0) + 1
+        assert entry.captured == len(known)
+        assert counts(entry) == wanted
+        view = entry.view("m", "d", PROFILE)
+        assert view.due == view.captured + sum(hole.rows for hole in view.holes)
+        assert len(entry.runs) <= 7
+        assert len(entry.gaps) <= 7
+    finally:
+        ledger.MAX_RUNS, ledger.MAX_GAPS, ledger.TIDY_GAPS = limits
+
+
+def test_a_word_that_does_not_overrule_fills_what_nobody_named():
+    entry = Entry("interval")
+    absorb(entry, [0, 10])
+    entry.note_gap(T0 + 3 * P, T0 + 4 * P, "line-silent")
+    entry.note_gap(T0 + P, T0 + 9 * P, "gateway-off", overrule=False)
+    assert [(h.rows, h.cause) for h in entry.holes()] == [
+        (2, "gateway-off"),
+        (2, "line-silent"),
+        (5, "gateway-off"),
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[1] * 40, [3, 200, 40_000] * 20, [2] * 9])
+def test_runs_are_kept_in_short_and_come_back(lengths):
+    entry, at = Entry("interval"), 0
+    for length in lengths:
+        absorb(entry, range(at, at + min(length, 300)))
+        at += length + 300
+    before = msgspec.msgpack.encode(entry)
+    short, hashes = book._pack(entry)
+    assert msgspec.msgpack.encode(entry) == before
+    assert len(short) < len(before) * 0.6
+    assert msgspec.msgpack.encode(book._unpack((short, hashes))) == before
+
+
+def test_a_year_with_a_gap_a_day_is_small():
+    """A few megabytes for 5,000 meters."""
+    entry, at = Entry("interval"), 0
+    for day in range(365):
+        absorb(entry, range(at, at + 90 + day % 5))
+        entry.note_gap(T0 + (at + 90) * P, T0 + (at + 102) * P, "meter-power-off", overrule=False)
+        at += 96 + day % 7
+    octets, hashes = book._pack(entry)
+    assert len(entry.runs) == 365
+    assert len(octets) + len(hashes) < 1200
 
 
 def test_rows_given_up_are_missing_again():
