@@ -287,6 +287,14 @@ class Book:
             ]
         return [(device, profile, _unpack(packed)) for device, profile, packed in sorted(found)]
 
+    def counted(self, key: Key, kind: str) -> int:
+        """Up to which segment the blob counts on disk that holds this entry, or would hold it; -1 = no segment."""
+        place = self._place.get(key)
+        if place is None:
+            place = self._names.group_of(key[0]) * 16 + _CLASSES.get(kind.partition("-")[0], 15)
+        blob = self._blobs.get(place)
+        return -1 if blob is None else blob.upto
+
     def stage(self, connection: sqlite3.Connection, key: Key, kind: str) -> Entry:
         """The entry as it stands inside this transaction, to be changed."""
         staged = self._staged.get(key)

@@ -187,6 +187,17 @@ def decode(
         raise JournalDamaged(f"a segment does not decode: {error!r}") from error
 
 
+def devices(body: bytes) -> set[int]:
+    """Numbers of the devices that a body has rows of; empty when it does not decode."""
+    try:
+        payload = zlib.decompressobj(-15).decompress(body[5:], MAX_PAYLOAD)
+        end = 4 + int.from_bytes(payload[:4], "big")
+        blocks = _decoder.decode(payload[4:end]).blocks
+        return set(_Reader(payload, end).take(blocks).cumsum().tolist())
+    except (ValueError, zlib.error, msgspec.MsgspecError):
+        return set()
+
+
 def _decode(
     body: bytes, device: Callable[[int], tuple[str, str]], layout: Callable[[int], Layout]
 ) -> tuple[list[Block], list[tuple[int, int]]]:

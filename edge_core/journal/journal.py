@@ -6,8 +6,8 @@ appends them; room comes back by emptying whole generations (retention.py).
 
 Invariants: an answered future means that SQLite has synced; an unanswered one means nothing. A segment id, a note id and an
 alarm id are never used for anything else within an epoch. Kill-safe at any point: after a kill the file holds exactly some
-prefix of the group commits. An opened journal serves segments and takes alarms at once; the ledger is complete some
-milliseconds later (appends and watermarks wait for it).
+prefix of the group commits. An opened journal serves segments, ledger and watermarks and takes alarms at once; the ledger
+is complete in memory some milliseconds later (replay.py; appends wait for it).
 
 Limits: `max_bytes` for the file, the WAL beside it adds about 4 MiB. MAX_UNWRITTEN readings wait in memory for a slow disk,
 then appends are refused. Between a commit and its snapshot of the ledger (book.py) lie at most 128 segments, which are
@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
-import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +30,9 @@ from edge_core.errors import DiskFull, JournalError
 from edge_core.journal import codec, opening, store
 from edge_core.journal.reading import Reading, one
 from edge_core.journal.records import JournalStatus, LedgerEntry
+from edge_core.journal.replay import Replay
 from edge_core.journal.retention import LONG, PROFILE, SAMPLES, unpack_ids
-from edge_core.journal.transaction import Transaction, alarm_key, find_segment
+from edge_core.journal.transaction import Transaction, alarm_key
 from edge_core.journal.writer import LAZY_S, SOON_S, GroupCommit, Item
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ class Journal(Reading):
         meta = dict(connection.execute("SELECT key, value FROM meta"))
         self._released.load(connection, int(meta.get("low", 0)))
         head = max(self._generations.load(connection), int(meta.get("head", 0)))
-        self._replay_after, self._replay_to = int(meta.get("upto", 0)), head
+        upto = int(meta.get("upto", 0))
+        self._replay = Replay(
+            connection, self._names, self._book, self._generations, self._damaged_meanwhile
+        )
+        self._replay.begin(upto, head)
         self._writing = Transaction(
             connection,
             path,
@@ -101,15 +105,14 @@ class Journal(Reading):
             head=head,
             max_bytes=max_bytes,
             reserve_bytes=alarm_reserve_bytes,
-            complete_ledger=self._complete_ledger,
+            complete_ledger=self._replay.finish,
         )
-        self._replayed = threading.Event()
-        self._take_riding_releases()
+        self._take_riding_releases(upto, head)
         self._seen: dict[str, None] = {}  # alarm ids, oldest first
         self._alarm_callbacks: list[Callable[[Alarm], None]] = []
         self._commit_callbacks: list[Callable[[], None]] = []
         self._opened_at = clock.now()
-        self._group = GroupCommit(f"journal {path.name}", clock, self._commit, self._replay_one)
+        self._group = GroupCommit(f"journal {path.name}", clock, self._commit, self._replay.step)
 
     @classmethod
     def open(
@@ -348,16 +351,14 @@ class Journal(Reading):
         number = self._names.known(meter, device)
         if number is None:
             return None
-        self._replayed.wait()
-        entry = self._book.entry(self._connection(), (number, profile))
+        entry = self._replay.entry(self._connection(), meter, (number, profile))
         return entry.watermark if entry else None
 
     def ledger(self, meter: str) -> list[LedgerEntry]:
         """What is known of each profile of each device of a meter; oldest device first."""
-        self._replayed.wait()
         return [
             entry.view(meter, self._names.device_of(device)[1], profile)
-            for device, profile, entry in self._book.entries(self._connection(), meter)
+            for device, profile, entry in self._replay.entries(self._connection(), meter)
         ]
 
     def status(self) -> JournalStatus:
@@ -427,47 +428,16 @@ class Journal(Reading):
             self._file_lock.write({"epoch": epoch})
         self.epoch = epoch
 
-    def _take_riding_releases(self) -> None:
+    def _take_riding_releases(self, after: int, head: int) -> None:
         """Releases that stand in segments younger than the last snapshot."""
         for generation in self._generations.committed():
             query = f"SELECT acks FROM seg{generation.slot} WHERE id > ? AND acks IS NOT NULL"
-            for (acks,) in self._db.execute(query, (self._replay_after,)):
-                self._released.add(unpack_ids(acks), self._replay_to)
+            for (acks,) in self._db.execute(query, (after,)):
+                self._released.add(unpack_ids(acks), head)
         self._released.saved(len(self._released.fresh()))
 
-    def _replay_one(self) -> bool:
-        """Absorb the next segment that the ledger on disk does not count; False when there is none.
-
-        Runs in the writer thread between commits: alarms do not wait for the ledger, appends and watermarks do.
-        """
-        try:
-            page = self._page(self._replay_after, None, 1, self._replay_to, self._db)
-            body = (
-                find_segment(self._db, self._generations.committed(), page[0].id)[0]
-                if page
-                else b""
-            )
-        except sqlite3.DatabaseError as error:
-            self._writing.damaged = str(self._damage(error))
-            page = []
-        if not page:
-            self._book.complete = True
-            self._replayed.set()
-            return False
-        segment = page[0]
-        self._replay_after = segment.id
-        try:
-            blocks, caps = codec.decode(body or b"", self._names.device_of, self._names.layout_of)
-            self._book.replay(self._db, segment.id, blocks, dict(caps))
-        except JournalError:
-            # its rows are delivered again when they are read again
-            log.exception("segment %d is not in the ledger", segment.id)
-        self._book.grown(1, segment.readings)
-        return True
-
-    def _complete_ledger(self) -> None:
-        while not self._book.complete:
-            self._replay_one()
+    def _damaged_meanwhile(self, error: sqlite3.DatabaseError) -> None:
+        self._writing.damaged = str(self._damage(error))
 
     def _commit(self, batch: list[Item[Any]]) -> None:
         """One group commit, in the writer thread."""
@@ -476,7 +446,7 @@ class Journal(Reading):
             self._writing.run([item for item in batch if item.what in _WITHOUT_LEDGER])
             batch = [item for item in batch if item.what not in _WITHOUT_LEDGER]
             if batch:
-                self._complete_ledger()
+                self._replay.finish()
         self._writing.run(batch)
         if self._writing.damaged and not was_damaged:
             self._suspect()
