@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 READY_S = 100.0  # a nucleus gives a start 120 s, and a start that hangs is a fault of ours
 LEAVE_S = 0.5
+KEYS_S = 60.0  # between tries to get keys from a cloud that was away at the start
 
 
 class Runner:
@@ -81,10 +82,12 @@ class Runner:
                     self.gateway.about = self.component.about
                     self.gateway.on_lite = self.component.on_lite
                 readiness = asyncio.create_task(self._when_running(self.gateway, deadline))
+                keys = asyncio.create_task(self._until_keys(self.gateway), name="keys")
                 try:
                     await self.gateway.run()
                 finally:
                     readiness.cancel()
+                    keys.cancel()
                     self.gateway = None
                 if self.following is None:
                     break
@@ -155,6 +158,17 @@ class Runner:
             self.component.ready()
         else:
             launch.became_ready()
+
+    async def _until_keys(self, gateway: Gateway) -> None:
+        """Start the gateway anew with its keys, once the cloud that keeps them answers."""
+        while (away := gateway.keys.unavailable) is not None:
+            log.warning("keys: no ciphered meter is read until then: %s", away)
+            await asyncio.sleep(KEYS_S)
+            ring = await asyncio.to_thread(KeyRing.of, gateway.config)
+            if ring.unavailable is None and self.following is None and self.code is None:
+                self.following = gateway.config
+                gateway.stop(another_follows=True)
+                return
 
     def busy(self) -> str:
         """Why an update should wait, or ""; on the loop."""

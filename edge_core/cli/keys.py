@@ -10,24 +10,20 @@ import click
 
 from edge_core.cli.main import json_option
 
+WITH_KEY = ("auto", "host", "tpm2", "host+tpm2")
+
 
 @click.group()
 def keys() -> None:
     """The keys of the meters: sealed files.
 
-    A sealed file holds each key wrapped (AES key wrap, RFC 5649) under a key-encrypting key, which systemd-creds or
-    a TPM keeps for the service alone. `[keys] provider = "sealed"` reads it.
+    A sealed file holds each key wrapped (AES key wrap, RFC 5649) under a key-encrypting key, which systemd-creds
+    keeps with the TPM or the host's key. `[keys] provider = "sealed"` reads it; it is what our components expect.
     """
 
 
 @keys.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--kek",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="16 or 32 octets, mode 0600; afterwards `systemd-creds encrypt --name=opendcu-kek KEK ...` and shred it.",
-)
 @click.option(
     "-o",
     "--out",
@@ -35,18 +31,34 @@ def keys() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The sealed file.",
 )
+@click.option(
+    "--kek",
+    default="",
+    metavar="SOURCE",
+    help="Where the key-encrypting key is: creds:PATH, secret:ID or file:PATH, as `[keys] kek`; made there if it is"
+    " not. Default: creds:opendcu-kek.cred beside OUT, which is where it is looked for.",
+)
+@click.option(
+    "--with-key",
+    default="auto",
+    show_default=True,
+    type=click.Choice(WITH_KEY),
+    help="What systemd-creds encrypts a new key under: the TPM, the host's key, or both.",
+)
 @json_option
-def seal(file: Path, *, kek: Path, out: Path, as_json: bool) -> int:
+def seal(file: Path, *, out: Path, kek: str, with_key: str, as_json: bool) -> int:
     """Seal the keys in FILE (TOML, mode 0600) into OUT; shred FILE afterwards.
 
     \b
-    head -c 32 /dev/urandom > kek && chmod 600 kek
-    opendcu keys seal keys.toml --kek kek -o keys.sealed
-    systemd-creds encrypt --name=opendcu-kek kek /etc/credstore.encrypted/opendcu-kek
-    shred -u kek keys.toml
+    opendcu keys seal keys.toml -o /etc/opendcu/keys.sealed
+    shred -u keys.toml
+
+    The key-encrypting key is made on this box and leaves it never: seal on the box, not at the desk. `file:` keeps
+    it in the clear (mode 0600) and is INSECURE: whoever copies the disk has the keys.
     """  # noqa: D301 click's own mark for lines that are kept as they are
-    from edge_core.config.keys import keys_of, parse_file, read_private
-    from edge_core.config.keys import seal as wrapped
+    from edge_core.config import sealing
+    from edge_core.config.keys import keys_of, parse_file
+    from edge_core.config.private import write_private
     from edge_core.config.tables import Findings
 
     tables = parse_file(file)
@@ -54,26 +66,23 @@ def seal(file: Path, *, kek: Path, out: Path, as_json: bool) -> int:
     for meter, table in tables.items():
         keys_of(table, findings, str(file), meter)
     findings.raise_mistakes()
-    secret = read_private(kek)
-    if len(secret) not in (16, 32):
-        raise click.UsageError(
-            f"{kek} holds {len(secret)} octets; a key-encrypting key has 16 or 32"
-        )
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(wrapped(tables, secret))
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.rename(out)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    source = kek or f"creds:{out.parent / sealing.CREDENTIAL}.cred"
+    kind, _, place = source.partition(":")
+    if kind not in sealing.SOURCES or not place:
+        raise click.UsageError(f"--kek {source}: write creds:PATH, secret:ID or file:PATH")
+    fresh = kind != "secret" and not Path(place).exists()
+    secret = sealing.make_kek(source, with_key) if fresh else sealing.kek_of(source, os.environ)
+    write_private(out, sealing.seal(tables, secret))
     if as_json:
-        click.echo(json.dumps({"sealed": str(out), "meters": len(tables)}))
+        document = {
+            "sealed": str(out), "meters": len(tables), "kek": source, "made": fresh,
+            "insecure": sealing.insecure(source),
+        }  # fmt: skip
+        click.echo(json.dumps(document))
     else:
-        click.echo(
-            f"{out}: {len(tables)} meters sealed; shred {file} and {kek} once systemd-creds holds the key"
-        )
+        click.echo(f"{out}: {len(tables)} meters sealed under {source}; shred {file}")
+        if sealing.insecure(source):
+            click.echo(
+                f"INSECURE: {place} opens it, and whoever copies the disk has both", err=True
+            )
     return 0

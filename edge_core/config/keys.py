@@ -1,4 +1,4 @@
-"""Keys of the meters: from a file, the environment, a command or a sealed file, as `Secret`s and nothing else.
+"""Keys of the meters, from wherever `[keys] provider` says, as `Secret`s and nothing else.
 
 Invariants: no value of a key is ever part of an error, a log or a repr: a mistake names file, meter and key, and at
 most how many digits there are. Files are refused unless only their owner may read them. One meter's mistake is that
@@ -15,7 +15,6 @@ import concurrent.futures
 import json
 import os
 import re
-import stat
 import subprocess
 import tomllib
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_core.config.models import DlmsModel
+from edge_core.config.private import read_private
+from edge_core.config.sealing import Unavailable, fetch, unseal
 from edge_core.config.tables import ConfigErrors, Findings, did_you_mean
 from edge_core.domain.secret import Secret
 from edge_core.errors import ConfigError
@@ -36,13 +37,9 @@ if TYPE_CHECKING:
 NAMES = ("guek", "gak", "password", "hls", "master")
 AES_KEYS = ("guek", "gak", "master")
 MAX_SECRET_OCTETS = 64
-MAX_FILE_BYTES = 64 << 20
 COMMAND_TIMEOUT_S = 10.0
 COMMAND_OUTPUT_BYTES = 64 << 10
 COMMANDS_AT_ONCE = 4
-SEALED_SCHEMA = "opendcu.sealed/1"
-CREDENTIAL = "opendcu-kek"
-"""Name of the systemd credential (LoadCredentialEncrypted=) that holds the key-encrypting key."""
 
 
 class MeterKeys(msgspec.Struct, frozen=True):
@@ -74,21 +71,30 @@ class KeyRing:
         self._environment = environment
         self._held: dict[str, MeterKeys] = {}
         self._mistakes: dict[str, list[ConfigError]] = {}
+        self.unavailable: Unavailable | None = None
+        """Why no meter has keys now, though a later try may bring them: the cloud that keeps them is away."""
 
     @classmethod
     def open(cls, keys: Keys, environment: Mapping[str, str] = os.environ) -> KeyRing:
         """The keys that `[keys]` refers to.
 
         Raises:
-            ConfigErrors: the file is missing, not TOML, or readable by others than its owner.
+            ConfigErrors: the file is missing, not TOML, or readable by others than its owner; a sealed file cannot be
+                unsealed here.
         """
         ring = cls(keys, environment)
-        if keys.provider == "file":
-            for meter, table in parse_file(Path(keys.file)).items():
-                ring._take(meter, table, keys.file)
-        elif keys.provider == "sealed":
-            for meter, table in unseal(Path(keys.file), environment).items():
-                ring._take(meter, table, keys.file)
+        tables: dict[str, Any] = {}
+        try:
+            if keys.provider == "file":
+                tables = parse_file(Path(keys.file))
+            elif keys.provider == "sealed":
+                tables = dict(unseal(Path(keys.file), keys.kek, environment))
+            elif keys.provider == "secret":
+                tables = _tables_of(fetch(keys.secret, environment), f"secret {keys.secret}")
+        except Unavailable as away:
+            ring.unavailable = away
+        for meter, table in tables.items():
+            ring._take(meter, table, keys.file)
         return ring
 
     @classmethod
@@ -100,7 +106,9 @@ class KeyRing:
         """
         keys = config.keys
         absent = keys.provider in ("file", "sealed") and not Path(keys.file).exists()
-        if absent and not any(needed(config, meter) for meter in config.meters.values()):
+        if (absent or keys.provider == "secret") and not any(
+            needed(config, meter) for meter in config.meters.values()
+        ):
             return cls(keys, environment)
         return cls.open(config.keys, environment)
 
@@ -115,6 +123,8 @@ class KeyRing:
                 self._take(meter, dict(self._from_environment(meter)), "environment")
             elif self._keys.provider == "command":
                 self._ask(meter)
+        if self.unavailable is not None:
+            raise self.unavailable
         if meter in self._mistakes:
             raise ConfigErrors(self._mistakes[meter])
         return self._held.get(meter, _NO_KEYS)
@@ -183,14 +193,25 @@ class KeyRing:
         if len(done.stdout) > COMMAND_OUTPUT_BYTES:
             return refuse(f"more than {COMMAND_OUTPUT_BYTES >> 10} KiB of output")
         try:
-            text = done.stdout.decode()
-            table = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        except (ValueError, RecursionError):  # their messages would quote the output
+            table = _tables_of(done.stdout, program)
+        except ConfigErrors:
             return refuse("the output is neither a JSON object nor TOML")
         return self._take(meter, table, "[keys] command")
 
 
 _NO_KEYS = MeterKeys()
+
+
+def _tables_of(octets: bytes, name: str) -> dict[str, Any]:
+    """What a text of JSON or TOML holds; an error names the text, for its own message would quote it."""
+    try:
+        text = octets.decode()
+        found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigErrors(
+            [ConfigError(name, "", "", "is neither a JSON object nor TOML")]
+        ) from None
+    return dict(found)
 
 
 def keys_of(table: object, findings: Findings, file: str, meter: str) -> MeterKeys:
@@ -239,39 +260,6 @@ def _secret(name: str, value: str) -> Secret:
     return Secret(bytes.fromhex(digits))
 
 
-def read_private(path: Path) -> bytes:
-    """The content of a file that only its owner may read.
-
-    Raises:
-        ConfigErrors: it is missing, too large, no regular file, or others may read or write it.
-    """
-
-    def refuse(problem: str, hint: str = "") -> ConfigErrors:
-        return ConfigErrors([ConfigError(str(path), "", "", problem, hint)])
-
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise refuse("no such file") from None
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror}") from None
-    try:  # the descriptor that is checked is the one that is read
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise refuse("is no regular file")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise refuse(f"mode {mode:04o}: others than its owner may use it", f"chmod 600 {path}")
-        if status.st_uid not in (0, os.geteuid()):
-            raise refuse(f"belongs to user {status.st_uid}, we are {os.geteuid()}", "chown it")
-        if status.st_size > MAX_FILE_BYTES:
-            raise refuse(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            return stream.read()
-    finally:
-        os.close(descriptor)
-
-
 def parse_file(path: Path) -> dict[str, Any]:
     """Tables by meter of a keys file.
 
@@ -310,89 +298,6 @@ def read_reference(text: str, environment: Mapping[str, str] = os.environ) -> Se
     raise ConfigErrors([ConfigError("reference", "", "", 'expected "file:<path>" or "env:<NAME>"')])
 
 
-# Sealed files ---------------------------------------------------------------------------------------------------------
-
-
-def _kek(environment: Mapping[str, str]) -> bytes:
-    """The key-encrypting key, from the systemd credential (which the TPM or the host key unseals for the service)."""
-    folder = environment.get("CREDENTIALS_DIRECTORY", "")
-    if not folder:
-        raise ConfigErrors(
-            [
-                ConfigError(
-                    "[keys]",
-                    "provider",
-                    "sealed",
-                    "CREDENTIALS_DIRECTORY is not set",
-                    f"give the service LoadCredentialEncrypted={CREDENTIAL}",
-                )
-            ]
-        )
-    kek = read_private(Path(folder) / CREDENTIAL)
-    if len(kek) not in (16, 32):
-        raise ConfigErrors(
-            [
-                ConfigError(
-                    CREDENTIAL, "", "", f"{len(kek)} octets; a key-encrypting key has 16 or 32"
-                )
-            ]
-        )
-    return kek
-
-
-def seal(tables: Mapping[str, Mapping[str, str]], kek: bytes) -> bytes:
-    """A sealed file of the tables of a keys file: AES key wrap with padding (RFC 5649) of each key.
-
-    Meter and name are wrapped with the key, so that no entry can be moved to another meter.
-    """
-    from cryptography.hazmat.primitives.keywrap import aes_key_wrap_with_padding
-
-    sealed = {
-        meter: {
-            name: aes_key_wrap_with_padding(kek, json.dumps([meter, name, value]).encode()).hex()
-            for name, value in table.items()
-        }
-        for meter, table in tables.items()
-    }
-    return json.dumps({"schema": SEALED_SCHEMA, "meters": sealed}, indent=1).encode()
-
-
-def unseal(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, dict[str, str]]:
-    """The tables of a sealed file.
-
-    Raises:
-        ConfigErrors: no credential, a damaged file, or one sealed under another key or for another meter.
-    """
-    from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap_with_padding
-
-    kek = _kek(environment)
-    octets = read_private(path)
-    try:
-        document = msgspec.json.decode(octets, type=dict[str, str | dict[str, dict[str, str]]])
-        meters = document["meters"]
-        if document.get("schema") != SEALED_SCHEMA or isinstance(meters, str):
-            raise ValueError("schema")  # noqa: TRY301 one answer for whatever is wrong with the file
-    except (ValueError, KeyError, RecursionError):
-        raise ConfigErrors([ConfigError(str(path), "", "", "is no sealed keys file")]) from None
-    tables: dict[str, dict[str, str]] = {}
-    findings = Findings()
-    for meter, table in meters.items():
-        for name, wrapped in table.items():
-            try:
-                entry = json.loads(aes_key_unwrap_with_padding(kek, bytes.fromhex(wrapped)))
-            except (InvalidUnwrap, ValueError):
-                findings.mistake(
-                    str(path), meter, name, "cannot be unsealed: another key, or damaged"
-                )
-                continue
-            if entry[:2] != [meter, name]:
-                findings.mistake(str(path), meter, name, "was sealed for another meter or key")
-                continue
-            tables.setdefault(meter, {})[name] = entry[2]
-    findings.raise_mistakes()
-    return tables
-
-
 # Check ----------------------------------------------------------------------------------------------------------------
 
 
@@ -426,12 +331,17 @@ def check_keys(config: Config, environment: Mapping[str, str] = os.environ) -> l
         ring = KeyRing.open(config.keys, environment)
     except ConfigErrors as refusal:
         return refusal.errors
+    if ring.unavailable is not None:
+        return ring.unavailable.errors
     ring.prefetch(wanted)
     findings = Findings()
     strays = [meter for meter in ring.meters() if meter not in config.meters][:1000]
-    file = {"file": config.keys.file, "sealed": config.keys.file, "env": "environment"}.get(
-        config.keys.provider, "[keys] command"
-    )
+    file = {
+        "file": config.keys.file,
+        "sealed": config.keys.file,
+        "env": "environment",
+        "secret": f"secret {config.keys.secret}",
+    }.get(config.keys.provider, "[keys] command")
     for meter, names in wanted.items():
         try:
             held = ring.get(meter)

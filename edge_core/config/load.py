@@ -467,8 +467,14 @@ def _check_tables(tables: dict[str, Any], findings: Findings, file: str, folder:
         tables["uplink"] = _check_uplink(uplink, findings, file, folder)
     if (journal := tables.get("journal")) and journal.alarm_reserve_bytes * 2 > journal.max_bytes:
         findings.mistake(file, "journal", "alarm_reserve_bytes", "is more than half of max_bytes")
-    if (keys := tables.get("keys")) and keys.provider == "command" and not keys.command:
-        findings.mistake(file, "keys", "command", "is missing", 'as in ["/usr/bin/vault-read"]')
+    if keys := tables.get("keys"):
+        if keys.provider == "command" and not keys.command:
+            findings.mistake(file, "keys", "command", "is missing", 'as in ["/usr/bin/vault-read"]')
+        if keys.provider == "secret" and not keys.secret:
+            findings.mistake(file, "keys", "secret", "is missing", "the name or ARN of the secret")
+        kind, _, place = keys.kek.partition(":")
+        if kind in ("creds", "file"):
+            tables["keys"] = msgspec.structs.replace(keys, kek=f"{kind}:{folder / place}")
     if (power := tables.get("power")) and power.provider != "none":
         if not power.source:
             findings.mistake(file, "power", "source", f"is missing for provider {power.provider}")

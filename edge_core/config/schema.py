@@ -357,14 +357,29 @@ class Keys(_Table, frozen=True, kw_only=True):
 
     Attributes:
         provider: file, environment (OPENDCU_KEY_<METER>_<GUEK|GAK|PASSWORD|HLS|MASTER>), a command that prints one
-            TOML or JSON table of a meter, or a file sealed under a key of systemd-creds or a TPM.
-        file: TOML with one table per meter: guek, gak, password, hls, master; mode 0600 or refused.
+            TOML or JSON table of a meter, a file sealed under a key of systemd-creds or a TPM (the default of our
+            Greengrass components), or a secret of AWS with the text of a keys file.
+        file: TOML with one table per meter: guek, gak, password, hls, master; mode 0600 or refused. With sealed: what
+            `opendcu keys seal` wrote.
         command: program and arguments; the meter's id is appended.
+        kek: where the key of a sealed file is: `creds:<path>` (systemd-creds: TPM or host key), `secret:<id>` (AWS),
+            `file:<path>` (insecure: a copy of the disk has both); "" = the systemd credential opendcu-kek, else
+            opendcu-kek.cred or opendcu-kek beside the file.
+        secret: name or ARN of the secret; from Greengrass' Secret Manager (classic), else from Secrets Manager with
+            the credentials of the token exchange.
     """
 
-    provider: Literal["file", "env", "command", "sealed"] = "file"
+    provider: Literal["file", "env", "command", "sealed", "secret"] = "file"
     file: FilePath = "keys.toml"
     command: tuple[str, ...] = ()
+    kek: Annotated[
+        str,
+        msgspec.Meta(
+            pattern="^((creds|secret|file):.+)?$",
+            extra={"says": '"", creds:<path>, secret:<id> or file:<path>'},
+        ),
+    ] = ""
+    secret: str = ""
 
 
 class Push(_Table, frozen=True, kw_only=True):

@@ -191,10 +191,10 @@ class Link:
 
         class Lifecycle(eventstreamrpc.LifecycleHandler):  # type: ignore[misc]
             def on_disconnect(self, reason: Exception | None) -> None:
-                link.later(link.end, f"the nucleus hung up: {_named(reason)}" if reason else "")
+                link.later(link.end, f"the nucleus hung up: {named(reason)}" if reason else "")
 
             def on_error(self, error: Exception) -> bool:
-                link.later(link.end, f"the nucleus reports an error: {_named(error)}")
+                link.later(link.end, f"the nucleus reports an error: {named(error)}")
                 return True
 
         try:
@@ -206,14 +206,14 @@ class Link:
                 f"the nucleus does not answer within {CONNECT_S:.0f} s"
             ) from None
         except (RuntimeError, exceptions.AwsCrtError) as error:
-            self.end(_named(error))
+            self.end(named(error))
             # lite closes the socket on what it does not accept, classic says no
             if (
                 isinstance(error, eventstreamrpc.AccessDeniedError)
                 or getattr(error, "name", "") == "AWS_IO_SOCKET_CLOSED"
             ):
                 raise Refused(f"the nucleus does not accept our {what}") from error
-            raise errors.BrokerUnreachable(f"no nucleus: {_named(error)}") from error
+            raise errors.BrokerUnreachable(f"no nucleus: {named(error)}") from error
 
     def later(self, work: Callable[..., object], *args: Any) -> None:
         """Do it on our loop; for awscrt's thread."""
@@ -258,7 +258,7 @@ class Link:
         except (eventstreamrpc.EventStreamOperationError, eventstreamrpc.SerializeError):
             raise
         except (RuntimeError, exceptions.AwsCrtError) as error:
-            self.end(f"the connection to the nucleus broke: {_named(error)}")
+            self.end(f"the connection to the nucleus broke: {named(error)}")
             raise Ended(self.reason) from error
 
     def defer(self, deployment: str, recheck_ms: int, why: str) -> None:
@@ -299,7 +299,7 @@ class Link:
                 )
 
         def failed(error: Exception) -> bool:
-            log.warning("ipc: a subscription failed: %s", _named(error))
+            log.warning("ipc: a subscription failed: %s", named(error))
             return True
 
         await self.call(
@@ -312,7 +312,7 @@ class Link:
         )
 
 
-def _named(error: BaseException | None) -> str:
+def named(error: BaseException | None) -> str:
     """An error of awscrt or the SDK in a few words."""
     if error is None:
         return "closed"

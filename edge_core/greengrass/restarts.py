@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_core.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from edge_core.clock import Clock
 
@@ -83,6 +83,19 @@ class Restarts:
             log.warning("restarts: %s cannot be written: %s", self._file, error)
             return False
         return True
+
+
+class Never(Restarts):
+    """For a short-lived child, which is nothing that a nucleus would start anew; keeps no record."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+
+    def ask(self, cause: str, why: str) -> bool:  # noqa: ARG002 as Restarts has it
+        return False
+
+    def healed(self) -> None:
+        """Nothing to forget."""
 
 
 def _exit(why: str) -> None:  # noqa: ARG001 it is logged

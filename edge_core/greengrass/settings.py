@@ -47,6 +47,8 @@ KEYS: dict[str, tuple[str, str]] = {
     "FleetFile": ("fleet", "file"),
     "KeysProvider": ("keys", "provider"),
     "KeysFile": ("keys", "file"),
+    "KeysKek": ("keys", "kek"),
+    "KeysSecret": ("keys", "secret"),
     "DetectorModel": ("detector", "model"),
     "ConsoleListen": ("console", "listen"),
     "HealthEvery": ("health", "every"),
@@ -60,6 +62,7 @@ USUAL_FILE = "/etc/opendcu/gateway.toml"
 ANOMALY_MODEL = (
     "../io.opendcu.AnomalyModel/model"  # from one component's work directory to another's
 )
+SEALED_KEYS = "keys.sealed"  # beside gateway.toml, where nothing says otherwise
 SHARED_DATA = "../io.opendcu.data"
 KEPT = "settings.json"
 
@@ -144,6 +147,11 @@ def configure(
         gateway["data_dir"] = str((work / SHARED_DATA).resolve())
     if nucleus and "kind" not in overrides.get("uplink", {}) | stated.get("uplink", {}):
         overrides.setdefault("uplink", {})["kind"] = "greengrass"
+    keys = overrides.get("keys", {}) | stated.get("keys", {})
+    if "provider" not in keys:
+        overrides.setdefault("keys", {})["provider"] = "sealed"
+        if "file" not in keys:
+            overrides["keys"]["file"] = str(file.with_name(SEALED_KEYS))
     if "model" not in overrides.get("detector", {}) | stated.get("detector", {}):
         model = (work / ANOMALY_MODEL).resolve()
         if (model / "model.json").exists():
@@ -152,9 +160,7 @@ def configure(
 
 
 def _make(file: Path) -> None:
-    """A gateway.toml without meters, and an empty key file beside it, for whoever configures the box later."""
-    keys = file.with_name("keys.toml")
-    os.close(os.open(keys, os.O_WRONLY | os.O_CREAT, 0o600))
+    """A gateway.toml without meters, for whoever configures the box later."""
     file.write_text(
         '# Made by the component: no ConfigFile was named. Lines and meters go here.\n[gateway]\nid = ""\n',
         encoding="utf-8",

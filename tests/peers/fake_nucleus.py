@@ -25,7 +25,7 @@ from typing import Any
 MESSAGE, ERROR, PING, PING_REPLY, CONNECT, CONNECT_ACK = range(6)
 ACCEPTED, TERMINATE = 1, 2
 MOST_FRAME, MOST_PACKETS, MOST_OCTETS, MOST_INBOUND = 10_000, 10, 15_000, 4_980
-ONLY_CLASSIC = {"SubscribeToComponentUpdates", "DeferComponentUpdate"}
+ONLY_CLASSIC = {"SubscribeToComponentUpdates", "DeferComponentUpdate", "GetSecretValue"}
 
 
 def encode(headers: dict[str, int | str], payload: bytes = b"") -> bytes:
@@ -82,6 +82,7 @@ class Nucleus:
         self.states: list[str] = []
         self.deferrals: list[dict[str, Any]] = []
         self.configuration: dict[str, Any] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
         self.failures: dict[str, list[Any]] = {}
         self.hung: set[str] = set()
         self.broker_answers = True
@@ -232,6 +233,17 @@ class Nucleus:
     def on_GetConfiguration(self, writer: Any, stream: int, body: dict[str, Any]) -> Any:
         return {"componentName": "io.opendcu.Gateway", "value": self.configuration}
 
+    def on_GetSecretValue(self, writer: Any, stream: int, body: dict[str, Any]) -> Any:
+        if body["secretId"] not in self.secrets:
+            return None  # classic has a ResourceNotFoundError of its own, see `fail`
+        value = self.secrets[body["secretId"]]
+        return {
+            "secretId": body["secretId"],
+            "versionId": "1",
+            "versionStage": [],
+            "secretValue": value,
+        }
+
     def on_SubscribeToConfigurationUpdate(self, writer: Any, stream: int, body: Any) -> Any:
         self.streams[writer, stream] = ("SubscribeToConfigurationUpdate", "")
         return {}
@@ -278,6 +290,8 @@ class Nucleus:
             case "broker":
                 self.broker_answers = what["answers"]
                 self.unacked.clear()
+            case "secret":
+                self.secrets[what["id"]] = what["value"]
             case "configure":
                 self.configuration = what["value"]
                 event = {"componentName": "io.opendcu.Gateway", "keyPath": []}

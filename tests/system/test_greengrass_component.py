@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
+from edge_core.config.keys import parse_file
+from edge_core.config.sealing import seal
 from edge_core.greengrass.build import Builder
 from tests.conftest import Mosquitto, eventually_sync
 from tests.integration.greengrass.conftest import Nucleus
@@ -56,13 +58,40 @@ class Box(Installation):
         self.notified.bind(self.notify_path)
         self.notified.setblocking(False)
         self.version = ""
+        self.folder_of_keys = folder / "fleet"
         (folder / "fleet").mkdir(exist_ok=True)
         if not (folder / "fleet/lines.toml").exists():
             (folder / "fleet/lines.toml").write_text("")
             (folder / "fleet/meters.csv").write_text("id,line,model,address\n")
             (folder / "fleet/keys.toml").touch(0o600)
+        self._seal()
         super().__init__(folder, "", {k: v for k, v in env.items() if k == "OPENDCU_CLOCK"})
-        nucleus.order("configure", value={"ConfigFile": str(self.config), "Set": SET})
+        nucleus.order("configure", value=self.settings())
+
+    def _seal(self) -> None:
+        """Keys are sealed, as components expect them; no key is left in the clear."""
+        fleet = self.folder_of_keys
+        kek = os.urandom(32)
+        credential = fleet / "opendcu-kek"
+        for file, octets in (
+            (fleet / "keys.sealed", seal(parse_file(fleet / "keys.toml"), kek)),
+            (credential, kek),
+        ):
+            file.touch(0o600)
+            file.write_bytes(octets)
+        if self.nucleus.kind == "classic":  # its Secret Manager keeps it; on lite systemd does
+            self.nucleus.order("secret", id="kek", value={"secretString": kek.hex()})
+            credential.unlink()
+        (fleet / "keys.toml").unlink()
+
+    def settings(self, **more: Any) -> dict[str, Any]:
+        """A component configuration with what this box has, and more."""
+        mine: dict[str, Any] = {"ConfigFile": str(self.config), "Set": dict(SET)}
+        mine["KeysFile"] = str(self.folder_of_keys / "keys.sealed")
+        if self.nucleus.kind == "classic":
+            mine["KeysKek"] = "secret:kek"
+        mine["Set"] |= more.pop("Set", {})
+        return mine | more
 
     @property
     def artifacts(self) -> Path:
@@ -80,6 +109,7 @@ class Box(Installation):
         base = {"OPENDCU_PYTHON": os.path.realpath(sys.executable)}  # the python3 of no venv
         if self.nucleus.kind == "lite":
             base["NOTIFY_SOCKET"] = self.notify_path
+            base["CREDENTIALS_DIRECTORY"] = str(self.folder_of_keys)
         return base | self.nucleus.environment | self.env
 
     def deploy(self, version: str = "0.1.0", change: Callable[[Path], None] | None = None) -> None:
@@ -260,13 +290,10 @@ def test_settings_change_while_it_runs_and_wrong_ones_change_nothing(
     box.deploy()
     process = box.start()
     box.health(lambda h: True)
-    settings = {
-        "ConfigFile": str(box.config),
-        "Set": {"health.every": "1s", "uplink.max_in_flight": 2.0},
-    }
-    box.nucleus.order("configure", value=settings | {"GatewayId": "no such id!"})
+    change = {"Set": {"uplink.max_in_flight": 2.0}}
+    box.nucleus.order("configure", value=box.settings(**change, GatewayId="no such id!"))
     eventually_sync(lambda: box.says("reload", "no such id!"), 10)
-    box.nucleus.order("configure", value=settings | {"GatewayId": "dcu-0002"})
+    box.nucleus.order("configure", value=box.settings(**change, GatewayId="dcu-0002"))
     eventually_sync(lambda: any(h["dcu"] == "dcu-0002" for h in box.published("health")), 15)
     assert process.poll() is None
     assert box.terminate() == 0

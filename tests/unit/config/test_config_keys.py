@@ -9,16 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_core.config.keys import (
-    CREDENTIAL,
-    KeyRing,
-    MeterKeys,
-    check_keys,
-    read_private,
-    read_reference,
-    seal,
-)
+from edge_core.config.keys import KeyRing, MeterKeys, check_keys, read_reference
 from edge_core.config.load import ConfigErrors, load
+from edge_core.config.private import read_private
 from edge_core.config.schema import Keys
 from edge_core.domain import Secret
 
@@ -164,51 +157,6 @@ def test_a_command_that_fails(tmp_path: Path, body: str, says: str) -> None:
     assert GUEK[:8] not in str(refusal.value)
     with pytest.raises(ConfigErrors, match="cannot be run"):
         KeyRing.open(Keys(provider="command", command=("/nowhere/vault",))).get("GP1")
-
-
-# Sealed files ---------------------------------------------------------------------------------------------------------
-
-
-def sealed(
-    folder: Path, tables: dict[str, dict[str, str]], kek: bytes = b"k" * 32
-) -> tuple[Keys, dict[str, str]]:
-    (folder / CREDENTIAL).write_bytes(kek)
-    (folder / CREDENTIAL).chmod(0o600)
-    path = folder / "keys.sealed"
-    path.write_bytes(seal(tables, kek))
-    path.chmod(0o600)
-    return Keys(provider="sealed", file=str(path)), {"CREDENTIALS_DIRECTORY": str(folder)}
-
-
-def test_sealed_keys(tmp_path: Path) -> None:
-    keys, environment = sealed(
-        tmp_path, {"GP1": {"guek": GUEK, "password": "pass"}, "GP2": {"gak": GAK}}
-    )
-    text = Path(keys.file).read_text()
-    assert GUEK not in text
-    assert "pass" not in text.replace("password", "")
-    ring = KeyRing.open(keys, environment)
-    assert ring.get("GP1").guek == Secret(bytes.fromhex(GUEK))
-    assert ring.get("GP1").password == Secret(b"pass")
-    with pytest.raises(ConfigErrors, match="CREDENTIALS_DIRECTORY"):
-        KeyRing.open(keys, {})
-    (tmp_path / CREDENTIAL).write_bytes(b"x" * 32)
-    with pytest.raises(ConfigErrors, match="another key, or damaged"):
-        KeyRing.open(keys, environment)
-    (tmp_path / CREDENTIAL).write_bytes(b"x" * 7)
-    with pytest.raises(ConfigErrors, match="7 octets"):
-        KeyRing.open(keys, environment)
-
-
-def test_a_sealed_key_cannot_be_moved_to_another_meter(tmp_path: Path) -> None:
-    keys, environment = sealed(tmp_path, {"GP1": {"guek": GUEK}})
-    path = Path(keys.file)
-    path.write_text(path.read_text().replace('"GP1"', '"GP2"'))
-    with pytest.raises(ConfigErrors, match="GP2: guek: was sealed for another meter"):
-        KeyRing.open(keys, environment)
-    path.write_text("{}")
-    with pytest.raises(ConfigErrors, match="no sealed keys file"):
-        KeyRing.open(keys, environment)
 
 
 # References and check -------------------------------------------------------------------------------------------------

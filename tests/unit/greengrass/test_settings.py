@@ -40,7 +40,7 @@ def test_what_nobody_states_follows_from_the_component(work: Path) -> None:
     assert config.gateway.id == "dcu-0007"
     assert config.gateway.data_dir == str(work.parent / "io.opendcu.data")
     assert config.uplink.kind == "greengrass"
-    assert (work / "keys.toml").stat().st_mode & 0o777 == 0o600
+    assert (config.keys.provider, config.keys.file) == ("sealed", str(work / "keys.sealed"))
     assert configure({}, work, nucleus=False, environment=THING).uplink.kind == "mqtt"
 
 
@@ -63,6 +63,22 @@ def test_the_components_settings_go_before_the_file_and_the_file_before_defaults
     config = configure(stated, work, nucleus=True, environment=THING)
     assert (config.gateway.id, config.uplink.kind) == ("dcu-8", "greengrass")
     assert config.gateway.roles == ("dlms", "uplink")
+
+
+def test_keys_are_sealed_unless_something_else_is_stated(work: Path) -> None:
+    def keys(raw: dict[str, object], text: str = "") -> tuple[str, str, str]:
+        file = work / "gateway.toml"
+        file.write_text(f'[gateway]\nid = "dcu-7"\n{text}')
+        found = configure(raw, work, nucleus=True, environment=THING).keys
+        return found.provider, Path(found.file).name, found.kek
+
+    assert keys({}) == ("sealed", "keys.sealed", "")
+    assert keys({"KeysFile": "/etc/opendcu/k"}) == ("sealed", "k", "")
+    assert keys({"KeysKek": "secret:kek"}) == ("sealed", "keys.sealed", "secret:kek")
+    assert keys({}, '[keys]\nprovider = "file"\n') == ("file", "keys.toml", "")
+    assert keys({"KeysProvider": "file"}) == ("file", "keys.toml", "")
+    assert keys({}, '[keys]\nfile = "old.toml"\n') == ("sealed", "old.toml", "")
+    assert keys({"KeysProvider": "secret", "KeysSecret": "meters"})[0] == "secret"
 
 
 def test_the_usual_file_is_taken_where_none_is_named(work: Path) -> None:
