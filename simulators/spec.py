@@ -24,7 +24,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Like DLMS meters.
 
     Attributes:
-        model: is15959-3ph, is15959-1ph, is15959-ct, idis or smr5.
+        model: is15959-3ph, is15959-1ph, is15959-ct, idis, smr5 or dsmr4.
         security: none, lls, hls2 (AES), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC) or hls6 (SHA-256).
         framing: wrapper or hdlc.
         transport: tcp, or udp for the wrapper.

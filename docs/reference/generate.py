@@ -357,6 +357,17 @@ def supported_meters() -> str:
                 for m in pushed
             ],
         ),
+        "## What DLMS models assume\n",
+        "What no source says and no meter has shown. Check it at the first meter of a kind, and write the answer into "
+        "its model.\n",
+        _rows(
+            ["model", "assumed"],
+            [
+                [f"`{m.name}`", assumption]
+                for m in (*polled, *pushed)
+                for assumption in m.about.assumed
+            ],
+        ),
         "## Modbus\n",
         "Read over TCP, RTU, or RTU in a TCP stream (gateways convert); registers are sampled at the boundary.\n",
         _rows(

@@ -1,6 +1,6 @@
 """What the codes in event logs mean: severity, and which rows raise an alarm. Data in event_codes.csv, with its source.
 
-A vocabulary is named by `log` of a profile in the meter model (is15959, idis). The id of an alarm made here is that of a
+A vocabulary is named by `log` of a profile in the meter model (is15959, idis, dsmr). The id of an alarm made here is that of a
 push about the same event, so consumers see one event whichever way it came.
 """
 
@@ -26,12 +26,16 @@ ALARM_AGE_S = 86_400
 
 
 class EventCode(NamedTuple):
-    """A row of event_codes.csv; `alarm` is "" when the event raises none."""
+    """A row of event_codes.csv; `alarm` is "" when the event raises none.
+
+    After an event that is `relayout` (new firmware, another configuration) profiles may hold other columns or scalers.
+    """
 
     meaning: str
     severity: str
     alarm: str
     phases: tuple[str, ...]
+    relayout: bool = False
 
     @property
     def iec61968(self) -> str:
@@ -45,7 +49,11 @@ def vocabulary() -> dict[tuple[str, int], EventCode]:
     file = importlib.resources.files("edge_core.acquisition") / "event_codes.csv"
     return {
         (row["log"], int(row["code"])): EventCode(
-            row["meaning"], row["severity"], row["alarm"], tuple(row["phases"].split())
+            row["meaning"],
+            row["severity"],
+            row["alarm"],
+            tuple(row["phases"].split()),
+            row["layout"] == "may-change",
         )
         for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     }
@@ -63,14 +71,34 @@ def _profile(model: Model, obis: str) -> Profile | None:
     return next((p for p in model.profiles.values() if p.obis == obis), None)
 
 
+def _codes(block: Block, profile: Profile) -> Iterator[tuple[int, int]]:
+    """(time, code) of each row of an event block."""
+    column = next((i for i, c in enumerate(block.layout.cols) if c.obis == profile.code), 0)
+    for at, code in zip(as_list(block.times), as_list(block.columns[column]), strict=True):
+        if isinstance(code, int):
+            yield at, code
+
+
+def relaid_at(block: Block, model: Model) -> int | None:
+    """The time of the last row of an event block after which profiles may hold other things, None without."""
+    profile = _profile(model, block.layout.profile)
+    if profile is None or not profile.log:
+        return None
+    times = [
+        at
+        for at, code in _codes(block, profile)
+        if (known := vocabulary().get((profile.log, code))) is not None and known.relayout
+    ]
+    return max(times, default=None)
+
+
 def alarms_of(block: Block, model: Model, now: float, *, authenticated: bool) -> Iterator[Alarm]:
     """The alarms of the rows of an event block that happened within ALARM_AGE_S before `now`."""
     profile = _profile(model, block.layout.profile)
     if profile is None or not profile.log:
         return
-    codes = next((i for i, c in enumerate(block.layout.cols) if c.obis == profile.code), 0)
-    for at, code in zip(as_list(block.times), as_list(block.columns[codes]), strict=True):
-        known = vocabulary().get((profile.log, code)) if isinstance(code, int) else None
+    for at, code in _codes(block, profile):
+        known = vocabulary().get((profile.log, code))
         if known is None or not known.alarm or at < now - ALARM_AGE_S:
             continue
         yield make_alarm(

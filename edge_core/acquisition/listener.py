@@ -8,9 +8,11 @@ commit. The UDP socket has a thread of its own and a large receive buffer, so th
 one second; what the kernel dropped all the same is counted from the socket itself.
 
 What is believed (DESIGN section 7): the meter is found by the system title (learned at the association, or `title` in
-the configuration), else by the sender's address; the tag must verify under that meter's keys; the counter must be new
-in a 64-wide window; the protection must be at least what the model's push setup says. Everything else is counted by
-its cause and goes nowhere.
+the configuration), a push in the clear by the device that it names, else by the sender's address; the tag must verify
+under that meter's keys; the counter must be new in a 64-wide window; the protection must be at least what the model's
+push setup says. Everything else is counted by its cause and goes nowhere.
+
+A meter that only speaks and falls silent is told once, and once when it is back (`silence`).
 
 Limits: a datagram or WPDU has MAX_APDU octets; MAX_STREAMS TCP senders at a time, each silent for at most STREAM_S, and
 as many UDP senders whose push comes in pieces.
@@ -31,6 +33,8 @@ from zoneinfo import ZoneInfo
 
 from edge_core import errors
 from edge_core.acquisition.pushed import Values
+from edge_core.acquisition.senders import Senders
+from edge_core.acquisition.silence import Silences, expected_of
 from edge_core.config.models import DlmsModel
 from edge_core.config.tables import ConfigErrors
 from edge_core.domain import make_alarm
@@ -67,10 +71,10 @@ MAX_STREAMS = 256
 WRAPPER = 8  # octets of its header
 STREAM_S = 120.0
 RECENT_SENDERS = 4096
-REFRESH_S = 0.2
 BIND_AGAIN_S = 2.0
 LINE_PAUSE_S = 0.5
 LINE_PAUSE_MAX_S = 30.0
+LOOK_S = 1.0
 SO_RXQ_OVFL = 40  # Linux: the kernel adds its drop count to each datagram
 SO_RCVBUFFORCE = 33
 
@@ -92,7 +96,7 @@ class Listener:
     Attributes:
         counts: heard, alarms, repeated, and one count per cause of refusal: malformed, unknown-sender, tag-invalid,
             replayed, downgraded, no-keys, no-alert, kernel-drops; lines-opened; values, and for pushes of values that made no row
-            no-values, no-device, wrong-meter, thinned, not-stored.
+            no-values, no-device, wrong-meter, thinned, not-stored; silent, and back for meters that only speak.
     """
 
     def __init__(
@@ -109,8 +113,7 @@ class Listener:
         self._counters, self._memories, self._keys = counters, memories, keys
         self._zone = ZoneInfo(config.gateway.timezone)
         self.counts: Counter[str] = Counter()
-        self._by_title: dict[bytes, str] = {}
-        self._by_host: dict[str, list[str]] = {}
+        self._senders = Senders(config.meters, memories.get, clock)
         self._schemas: dict[str, push.Schemas] = {}
         self._rules: dict[str, ClockRules] = {}
         self._contexts: OrderedDict[str, SecurityContext] = OrderedDict()
@@ -119,24 +122,23 @@ class Listener:
         self._servers: list[asyncio.Server] = []
         self._streams: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._refreshed = float("-inf")
         self._pieces: OrderedDict[tuple[str, int], PushFrames] = OrderedDict()
         self._pieces_lock = threading.Lock()
         self._values = Values(memories.get, memories.put)
         self._lines: list[asyncio.Task[None]] = []
+        expected: dict[str, int] = {}
         for meter in config.meters.values():
             model = config.models[meter.model]
             if isinstance(model, DlmsModel):
                 self._know(meter, model)
+                expected[meter.id] = expected_of(model)
+        self.silences = Silences(expected, memories.get, memories.put, clock)
 
     def _know(self, meter: Meter, model: DlmsModel) -> None:
-        if meter.title:
-            self._by_title[bytes.fromhex(meter.title)] = meter.id
-        host = self._config.address_of(meter).host
+        self._senders.know(meter.id, title=bytes.fromhex(meter.title), device=meter.serial)
         if not model.profiles:
-            self._by_host.setdefault(line_name(meter.line), []).append(meter.id)
-        if host:
-            self._by_host.setdefault(host, []).append(meter.id)
+            self._senders.know(meter.id, place=line_name(meter.line))
+        self._senders.know(meter.id, place=self._config.address_of(meter).host)
         if model.name not in self._schemas:
             self._schemas[model.name] = push.schemas_of(model.push)
             self._rules[model.name] = ClockRules(
@@ -162,6 +164,34 @@ class Listener:
             if line.transport != "udp":
                 task = asyncio.create_task(self._hear_line(line), name=f"push line {name}")
                 self._lines.append(task)
+        if self.silences.watched:
+            task = asyncio.create_task(self._watch_silence(), name="push silence")
+            self._lines.append(task)
+
+    async def _watch_silence(self) -> None:
+        """Tell who fell silent, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for meter, quiet_s in self.silences.overdue():
+                line = self._config.meters[meter].line
+                error = errors.LineSilent(
+                    meter,
+                    line,
+                    "push",
+                    f"nothing was heard for {quiet_s:.0f} s",
+                    "Is the port enabled, is the adapter plugged in, does the meter have power?",
+                )
+                self.counts["silent"] += 1
+                events.meter_lost(meter, error)
+                self._own_alarm(meter, "meter-silent", {"cause": str(error)})
+
+    def _own_alarm(self, meter: str, code: str, detail: dict[str, Any]) -> None:
+        """An alarm of ours about a meter, now."""
+        now = int(self._clock.now())
+        alarm = make_alarm(
+            meter, code, at=now, heard=now, authenticated=False, inferred=True, detail=detail
+        )
+        self._journal.alarm(alarm)
 
     async def _bind(self, url: str) -> None:
         """One address of [push] listen.
@@ -392,29 +422,6 @@ class Listener:
         ):  # the 1st, 2nd, 4th, 8th ...: bounded logs
             events.push_dropped(cause, sender)
 
-    def _meter_of(self, envelope: push.Envelope, sender: str) -> list[str]:
-        """Meters that may have sent this, best first; the tag decides."""
-        title = envelope.title
-        known = self._by_title.get(title)
-        if known is None and title:
-            self._refresh_titles()
-            known = self._by_title.get(title)
-        candidates = [known] if known is not None else []
-        return candidates + [m for m in self._by_host.get(sender, [])[:16] if m != known]
-
-    def _refresh_titles(self) -> None:
-        """Titles that drivers learned since; seldom, for anybody may send titles that nobody has."""
-        now = self._clock.monotonic()
-        if now - self._refreshed < REFRESH_S:
-            return
-        self._refreshed = now
-        for host in self._by_host.values():
-            for meter in host:
-                identity = self._memories.get(meter, "identity")
-                if isinstance(identity, dict) and identity.get("title"):
-                    with contextlib.suppress(ValueError, TypeError):
-                        self._by_title[bytes.fromhex(identity["title"])] = meter
-
     def _context(self, meter: str, suite: int) -> SecurityContext | None:
         """Keys of a meter, kept for recent senders only (a cipher object has 2.5 kB)."""
         context = self._contexts.get(meter)
@@ -434,7 +441,9 @@ class Listener:
         return context
 
     def _take(self, envelope: push.Envelope, sender: str) -> None:
-        candidates = self._meter_of(envelope, sender)
+        candidates = self._senders.candidates(
+            envelope, sender, line=sender.startswith(line_name(""))
+        )
         if not candidates:
             self._drop("unknown-sender", sender)
             return
@@ -478,8 +487,12 @@ class Listener:
                 title, keys.guek.fingerprint(), "push", envelope.counter or 0
             ):
                 raise errors.Replayed(f"counter {envelope.counter} was heard before")
-            if title and self._by_title.get(title) != meter_id:
-                self._by_title[title] = meter_id
+            self._senders.know(meter_id, title=title)
+        silent_s = self.silences.heard(meter_id)
+        if silent_s is not None:
+            self.counts["back"] += 1
+            events.meter_back(meter_id, silent_s, 1)
+            self._own_alarm(meter_id, "meter-back", {"silent_s": round(silent_s)})
         setup = self._setup_of(model, notification)
         if setup is not None and setup.carries == "values":
             self._keep(meter, model, setup, notification, authenticated=opened.authenticated)
@@ -528,7 +541,7 @@ class Listener:
     def _raise(
         self, meter: str, model: str, notification: push.Notification, *, authenticated: bool
     ) -> None:
-        found = push.alerts(notification, self._schemas[model])
+        found = self._news(meter, notification, self._schemas[model])
         if not found:
             self.counts["no-alert"] += 1
             return
@@ -548,7 +561,19 @@ class Listener:
                 authenticated=authenticated,
                 phases=alert.phases,
                 event_time=f"invoke-{notification.long_invoke_id}" if at is None else at,
-                detail={"push": notification.setup, "bit": alert.number},
+                detail={"push": notification.setup, "word": alert.word, "bit": alert.number},
             )
             self.counts["alarms"] += 1
             self._journal.alarm(alarm)
+
+    def _news(
+        self, meter: str, notification: push.Notification, schemas: push.Schemas
+    ) -> tuple[push.Alert, ...]:
+        """What a push says that the one before it did not; all of it, where nothing of it is new: it was sent for a reason."""
+        words = push.latched(notification, schemas)
+        if not words:
+            return push.alerts(notification, schemas)
+        before = {obis: self._memories.get(meter, f"latched.{obis}") or 0 for obis in words}
+        for obis, value in words.items():
+            self._memories.put(meter, f"latched.{obis}", value or None)
+        return push.alerts(notification, schemas, before) or push.alerts(notification, schemas)

@@ -110,6 +110,7 @@ class About(_Table, frozen=True, kw_only=True):
         phases: 1, 3, or "1 to 3".
         connection: direct, CT ...
         notes: caveats for people.
+        assumed: what no source says and no meter has shown; each is a thing to check at the first meter.
     """
 
     maker: str
@@ -123,6 +124,7 @@ class About(_Table, frozen=True, kw_only=True):
     phases: int | str = 3
     connection: str = ""
     notes: str = ""
+    assumed: tuple[str, ...] = ()
 
 
 # DLMS -----------------------------------------------------------------------------------------------------------------
@@ -227,9 +229,13 @@ class PushSetup(_Table, frozen=True, kw_only=True):
         columns: logical names by position; "" = ignored.
         alert: logical name of the alert word in it; "" = none.
         alarms: bit of the alert word (as text, 0 = first) or value to alarm code, with its phases: phase-outage:L1.
+        others: further alert words that may come in the same push, by logical name: the same as `alarms` for each.
+        latches: bits stay set until somebody clears them at the meter: only those that the last push had not are news.
         protection: least protection; less is kept aside, shown and never published.
         scales: logical name to "scaler unit" of values whose scaler is not sent: "1 Wh", "-2 A".
         every_s: rows of values closer together than this many seconds are thinned out; 0 = all are kept.
+        expected_s: the meter sends it at least this often; a meter that only speaks and misses several is silent. 0 =
+            nobody knows when it comes.
     """
 
     obis: ObisCode
@@ -238,9 +244,12 @@ class PushSetup(_Table, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     alert: MaybeObis = MaybeObis("")
     alarms: dict[str, str] = {}
+    others: dict[str, dict[str, str]] = {}
+    latches: bool = False
     protection: Protection = "authenticated-encrypted"
     scales: dict[str, PushScale] = {}
     every_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    expected_s: Annotated[int, msgspec.Meta(ge=0, le=7 * 86_400)] = 0
 
 
 class Quirks(_Table, frozen=True, kw_only=True):

@@ -243,6 +243,9 @@ class Device:
                 sums = sums - (flowed[:, 1] - flowed[:, 0])
         found = dict(zip(CHANNELS, sums.T, strict=True))
         found["t2"] = found["import"] - found["t1"]
+        found["export-t1"] = found["export"] * 3 // 5
+        found["export-t2"] = found["export"] - found["export-t1"]
+        found["zero"] = np.zeros_like(found["export"])
         return found
 
     def values(self, kind: str, positions: npt.ArrayLike) -> list[Ints]:
@@ -262,7 +265,8 @@ class Device:
             if what == "sum":
                 cells = registers[which] // 10**column.scaler
             elif what == "block":
-                cells = registers[which] - before[which]
+                unit = 10**column.scaler
+                cells = registers[which] // unit - before[which] // unit
             elif what == "volt":
                 cells = volts[:, int(which)]
             elif what == "amp":

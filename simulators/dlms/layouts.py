@@ -1,7 +1,7 @@
 """What the simulated models offer: profiles and their columns, registers, nameplates, associations.
 
 `is15959-3ph`, `-1ph` and `-ct` (India, IS 15959: energy per block, scaler profiles in another column order, deviation
-from UTC to local), `idis` and `smr5` (cumulative registers with a status column, scalers in attribute 3 of each
+from UTC to local), `idis`, `smr5` and `dsmr4` (cumulative registers with a status column, scalers in attribute 3 of each
 register, deviation from local to UTC). `source` of a column says which of the meter's quantities fills it; `device` computes it.
 Facts: /metering/obis.csv of the project's shared data; DLMS UA Blue Book for classes and units.
 """
@@ -341,9 +341,13 @@ _TRANSFORMER = _indian(
         *_BLOCK_LOAD[:6],
         *_energy(
             ("1.0.1.29.0.255", "Wh", 1, "block:import"),
-            ("1.0.5.29.0.255", "varh", 0, "block:q1"),
-            ("1.0.8.29.0.255", "varh", 0, "block:q4"),
             ("1.0.9.29.0.255", "VAh", 1, "block:vah"),
+            ("1.0.2.29.0.255", "Wh", 1, "block:export"),
+            ("1.0.10.29.0.255", "VAh", 1, "block:export"),
+            ("1.0.5.29.0.255", "varh", 0, "block:q1"),
+            ("1.0.6.29.0.255", "varh", 0, "block:zero"),
+            ("1.0.7.29.0.255", "varh", 0, "block:zero"),
+            ("1.0.8.29.0.255", "varh", 0, "block:q4"),
         ),
     ),
     _energy(
@@ -360,22 +364,65 @@ _TRANSFORMER = _indian(
         "1.0.0.4.3.255": 1,
     },
 )
-
-
-def _dutch_log(log: int) -> Profile:
-    code = Column(f"0.0.96.11.{log}.255", "", 0, "code", 1, class_id=1)
-    return Profile(f"0.0.99.98.{log}.255", f"events-{log}", 0, (code,), 200, "", log)
-
-
-SMR5 = replace(
-    IDIS,
-    name="smr5",
-    profiles=(*(p for p in IDIS.profiles if p.log is None), *map(_dutch_log, (0, 1, 3, 4))),
-    zone="Europe/Amsterdam",
-    maker=b"ODN",
+_TRANSFORMER = replace(  # no load switch, hence no control log
+    _TRANSFORMER, profiles=tuple(p for p in _TRANSFORMER.profiles if p.log != 6)
 )
 
-LAYOUTS = {layout.name: layout for layout in (IS15959, _ONE_PHASE, _TRANSFORMER, IDIS, SMR5)}
+
+def _dutch_log(log: int, width: int = 1) -> Profile:
+    code = Column(f"0.0.96.11.{log}.255", "", 0, "code", width, class_id=1)
+    return Profile(f"0.0.99.98.{log}.255", f"events-{log}", 0, (code,), 100, "", log)
+
+
+_BY_TARIFF = _energy(
+    ("1.0.1.8.1.255", "Wh", 0, "sum:t1"),
+    ("1.0.1.8.2.255", "Wh", 0, "sum:t2"),
+    ("1.0.2.8.1.255", "Wh", 0, "sum:export-t1"),
+    ("1.0.2.8.2.255", "Wh", 0, "sum:export-t2"),
+)
+
+
+def _dutch(
+    name: str, daily: int, billing: tuple[str, tuple[Column, ...]], *logs: Profile
+) -> Layout:
+    """A meter of the Dutch grid: totals each quarter of an hour, tariffs each day and month."""
+    return replace(
+        IDIS,
+        name=name,
+        profiles=(
+            Profile("1.0.99.1.0.255", "interval", 900, (_status(2), *_REGISTERS[:2]), 960),
+            Profile("1.0.99.2.0.255", "midnight", DAY, (_status(daily), *_BY_TARIFF), 40),
+            Profile(billing[0], "billing", 0, billing[1], 13),
+            *logs,
+        ),
+        instantaneous=(
+            *_REGISTERS[:2],
+            *_BY_TARIFF,
+            *(c for c in IDIS.instantaneous if c.obis.split(".")[3] == "7"),
+        ),
+        nameplate={
+            "0.0.42.0.0.255": "ODN{serial}",
+            "0.0.96.1.0.255": "{serial}",
+            "0.0.96.1.1.255": "E0051{serial}2024",  # 17 characters
+            "1.0.0.2.0.255": "DN5.07",
+            "1.0.0.2.8.255": "5A0C",
+        },
+        zone="Europe/Amsterdam",
+        maker=b"ODN",
+    )
+
+
+SMR5 = _dutch(
+    "smr5",
+    4,
+    ("1.0.98.1.0.255", (_status(6), *_BY_TARIFF)),
+    *map(_dutch_log, (0, 1, 3, 4, 5)),
+    _dutch_log(6, 2),
+    *map(_dutch_log, (7, 8)),
+)
+DSMR4 = _dutch("dsmr4", 2, ("0.0.98.1.0.255", _BY_TARIFF), *map(_dutch_log, (0, 1, 3, 4)))
+
+LAYOUTS = {layout.name: layout for layout in (IS15959, _ONE_PHASE, _TRANSFORMER, IDIS, SMR5, DSMR4)}
 
 POWER_FAILED = {name: (2, 101) if layout.east else (0, 1) for name, layout in LAYOUTS.items()}
 """(log, code) of the event that a last gasp announces, by model."""

@@ -3,7 +3,8 @@
 Shape: general-glo-ciphering around a DataNotification of structure(device id, push setup 0.4.25.9.0.255, clock, event
 status word of 128 bits); the bits, not the event ids: 85 = last gasp, 86 = first breath. Sent from the meter's own
 address by UDP, one datagram each, or by TCP. IDIS meters push their alarm descriptor instead: structure(push setup,
-logical device name, 0.0.97.98.20.255), with the date-time in the notification's header.
+logical device name, 0.0.97.98.20.255), with the date-time in the notification's header. SMR 5 meters push alarm registers
+in the clear, without a time: structure(equipment identifier, push setup, register 1, register 2), or register 3 alone.
 """
 
 from __future__ import annotations
@@ -60,6 +61,47 @@ def alarm_notification(meter: Meter, at: int, descriptor: int, counter: int) -> 
             codec.u32(descriptor),
         )
     )
+
+
+REGISTERS = {1: ("0.1.25.9.0.255", 2), 2: ("0.1.25.9.0.255", 2), 3: ("0.3.25.9.0.255", 1)}
+"""Push setup of an SMR 5 alarm register, and how many registers stand in it."""
+
+
+def register_notification(meter: Meter, register: int, value: int, counter: int) -> bytes:
+    """The plain DataNotification of an SMR 5 alarm register (1 to 3); it carries no time."""
+    setup, count = REGISTERS[register]
+    name = str(meter.layout.nameplate["0.0.96.1.1.255"]).format(serial=meter.device.serial)
+    words = [value if number == (register - 1) % 2 else 0 for number in range(count)]
+    return (
+        b"\x0f"
+        + (0x40000000 | counter & 0xFFFFFF).to_bytes(4, "big")
+        + b"\x00"
+        + codec.structure(
+            codec.octet_string(name.encode()),
+            codec.octet_string(codec.logical_name(setup)),
+            *(codec.u32(word) for word in words),
+        )
+    )
+
+
+def push_register(meter: Meter, to: str, register: int, value: int, real: Clock) -> dict[str, Any]:
+    """Send an SMR 5 alarm register, in the clear as these meters do.
+
+    Returns:
+        {"meter", "register", "value", "sent"}.
+
+    Raises:
+        ValueError: not an SMR 5 meter, no such register, or no such destination.
+    """
+    if meter.model != "smr5":
+        raise ValueError(f"meter {meter.id}: an {meter.model} meter pushes no alarm register")
+    if register not in REGISTERS or not 0 < value < 1 << 32:
+        raise ValueError(f"no alarm register {register} with value {value}")
+    scheme, host, port = _destination(to)
+    body = register_notification(meter, register, value, meter.counters().next_own())
+    sent = real.now()
+    _send(meter, scheme, (host, port), [wrap(1, PUSH_CLIENT, body)])
+    return {"meter": meter.id, "register": register, "value": value, "sent": sent}
 
 
 def _sealed(meter: Meter, key: bytes, plain: Callable[[int], bytes]) -> bytes:

@@ -50,6 +50,8 @@ LAST_GASP_BIT: Final = 85
 FIRST_BREATH_BIT: Final = 86
 DEVICE_IDS: Final = ("0.0.96.1.2.255", "0.0.96.1.0.255", "0.0.42.0.0.255")
 """Codes under which pushes name their device, best first."""
+MAX_NAMES: Final = 4
+"""Elements of a push that are looked at for the name of its device."""
 
 _PROTECTIONS: Final = {
     0: "none",
@@ -191,7 +193,9 @@ class PushSchema(msgspec.Struct, frozen=True):
         columns: logical names by position, "" = ignored.
         alert: logical name of the alert word; "" = none.
         causes: bit of the alert word to what it means.
+        others: the same for further alert words, by their logical names.
         by_value: `causes` are values of an event code, not bits.
+        latches: bits stay set until they are cleared at the meter.
     """
 
     obis: Obis
@@ -199,23 +203,37 @@ class PushSchema(msgspec.Struct, frozen=True):
     columns: tuple[Obis, ...] = ()
     alert: Obis = ""
     causes: dict[int, Cause] = {}
+    others: dict[Obis, dict[int, Cause]] = {}
     by_value: bool = False
+    latches: bool = False
 
     @classmethod
     def of(cls, setup: PushSetup) -> PushSchema:
         """The schema that a model's table describes."""
-        causes = {}
-        for number, text in setup.alarms.items():
-            code, _, phases = text.partition(":")
-            causes[int(number)] = Cause(code, tuple(phases.split(",")) if phases else ())
         return cls(
             obis=str(setup.obis),
             shape=setup.shape,
             columns=tuple(str(column) for column in setup.columns),
             alert=str(setup.alert),
-            causes=causes,
+            causes=_causes(setup.alarms),
+            others={obis: _causes(alarms) for obis, alarms in setup.others.items()},
             by_value=setup.carries == "event",
+            latches=setup.latches,
         )
+
+    @property
+    def words(self) -> dict[Obis, dict[int, Cause]]:
+        """Every alert word with what its bits mean."""
+        return ({self.alert: self.causes} if self.alert else {}) | self.others
+
+
+def _causes(alarms: Mapping[str, str]) -> dict[int, Cause]:
+    """`alarms` of a model: bit or value to what it means."""
+    causes = {}
+    for number, text in alarms.items():
+        code, _, phases = text.partition(":")
+        causes[int(number)] = Cause(code, tuple(phases.split(",")) if phases else ())
+    return causes
 
 
 class Notification(msgspec.Struct, frozen=True):
@@ -260,11 +278,13 @@ class Alert(msgspec.Struct, frozen=True):
         code: of the alarm vocabulary.
         phases: any of L1 L2 L3.
         number: the bit or value.
+        word: logical name of the alert word that it stands in.
     """
 
     code: str
     phases: tuple[str, ...]
     number: int
+    word: Obis = ""
 
 
 Schemas = dict[Obis, PushSchema]
@@ -384,27 +404,59 @@ def _device_id(readings: tuple[Reading, ...]) -> str:
     return ""
 
 
-def alerts(notification: Notification, schemas: Schemas) -> tuple[Alert, ...]:
+def names(plain: bytes) -> tuple[str, ...]:
+    """Texts among the first elements of a push in the clear that may name its device; () of anything else. Never raises."""
+    try:
+        found = read(plain)
+    except MalformedApdu:
+        return ()
+    values = [found.device_id, *(v.value for v in bodies.elements(found.body)[:MAX_NAMES])]
+    texts = [v.decode("ascii", "replace") if isinstance(v, bytes) else v for v in values]
+    return tuple(t for v in texts if isinstance(v, str) and (t := v.strip("\0 ")))
+
+
+def alerts(
+    notification: Notification, schemas: Schemas, before: Mapping[Obis, int] | None = None
+) -> tuple[Alert, ...]:
     """The alerts of a push, by the schema of its push setup, else by any schema with its alert word.
 
     Bits that the schema does not name raise nothing: `status_bits` lists them all.
+
+    Args:
+        notification: what came.
+        schemas: of the meter's model.
+        before: alert word to the bits that it had in the push before; of words that latch only further ones are news.
     """
     named = schemas.get(notification.setup)
     found: list[Alert] = []
     for schema in (named,) if named is not None else schemas.values():
-        word = notification.get(schema.alert) if schema.alert else None
-        if word is None:
-            continue
-        numbers = (
-            (word.value,) if schema.by_value and isinstance(word.value, int) else status_bits(word)
-        )
-        for number in numbers:
-            cause = schema.causes.get(number)
-            if cause is not None:
-                found.append(Alert(cause.code, cause.phases, number))
+        for obis, causes in schema.words.items():
+            word = notification.get(obis)
+            if word is None:
+                continue
+            old = before.get(obis, 0) if before and schema.latches else 0
+            numbers = status_bits(word)
+            if schema.by_value and isinstance(word.value, int):
+                numbers, old = (word.value,), 0
+            found += [
+                Alert(cause.code, cause.phases, number, obis)
+                for number in numbers
+                if (cause := causes.get(number)) is not None and not old >> number & 1
+            ]
         if found:
             break
     return tuple(found)
+
+
+def latched(notification: Notification, schemas: Schemas) -> dict[Obis, int]:
+    """The alert words of a push that latch, each as an integer whose bit n is its bit n; for `alerts` of the next one."""
+    return {
+        obis: sum(1 << bit for bit in status_bits(word))
+        for schema in schemas.values()
+        if schema.latches
+        for obis in schema.words
+        if (word := notification.get(obis)) is not None
+    }
 
 
 def status_bits(word: Data) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edge_core.acquisition import listener
 from edge_core.acquisition.listener import Listener
 from edge_core.clock import ManualClock
 from edge_core.config.keys import KeyRing
@@ -367,6 +368,59 @@ async def test_hourly_energies_meet_no_momentary_row(site: Make, port: Port) -> 
     assert {b.layout.profile for b in blocks} == {"0.0.25.9.0.255", "0.0.25.9.1.255"}
 
 
+# --- silence of a meter that only speaks
+
+
+async def test_a_port_that_falls_silent_is_told_once_and_once_that_it_is_back(
+    site: Make, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LOOK_S", 0.01)
+    s = await site("han-aidon", port.line, more='address = "1"')
+    frame = capture("amshan_aidon_no_list_2")
+    port.send(frame)
+    await s.blocks(1)
+    s.clock.advance(100)  # ten pushes late: an adapter may be plugged anew
+    port.send(frame)
+    await s.counted("heard", 2)
+    assert s.listener.silences.silent == frozenset()
+    s.clock.advance(125)
+    await s.counted("silent")
+    s.clock.advance(10_000)
+    port.send(frame)
+    await s.counted("back")
+    port.send(frame)
+    await s.counted("heard", 4)
+    async with asyncio.timeout(10):
+        while len(alarms := s.journal.alarms_waiting(10)) < 2:
+            await asyncio.sleep(0.01)
+    assert [(a.code, a.meter) for a in alarms] == [("meter-silent", "M1"), ("meter-back", "M1")]
+    assert "nothing was heard for 125 s" in alarms[0].detail["cause"]
+    assert alarms[1].detail["silent_s"] == 10_125
+    assert s.listener.counts["silent"] == 1
+
+
+async def test_a_silence_outlives_a_restart(
+    site: Make, port: Port, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "LOOK_S", 0.01)
+    s = await site("han-aidon", port.line, more='address = "1"')
+    s.clock.advance(200)
+    await s.counted("silent")
+    again = Listener(
+        s.config,
+        journal=s.journal,
+        counters=s.counters,
+        memories=s.memories,
+        keys=KeyRing.open(s.config.keys),
+        clock=s.clock,
+    )
+    assert again.silences.silent == {"M1"}
+    s.clock.advance(500)
+    assert again.silences.overdue() == [], "it was told before the restart"
+    assert again.silences.heard("M1") == 700
+    assert again.silences.heard("M1") is None
+
+
 # --- EventNotification: how Dutch meters raise their alarm registers
 
 TITLE = bytes.fromhex("4f444e0000000001")
@@ -438,6 +492,66 @@ async def test_what_is_wrong_with_an_event_notification_is_counted_by_name(site:
     for name in ("replayed", "tag-invalid", "downgraded", "malformed", "no-alert"):
         assert counts[name] == 1, (name, counts)
     assert counts["alarms"] == 2
+
+
+EQUIPMENT = "E0051012345672024"
+
+
+def register_push(register: int, *words: int) -> bytes:
+    """An SMR 5 alarm in the clear: equipment identifier, push setup, alarm registers."""
+    setup = "0.3.25.9.0.255" if register == 3 else "0.1.25.9.0.255"
+    body = codec.structure(
+        codec.octet_string(EQUIPMENT.encode()),
+        codec.octet_string(codec.logical_name(setup)),
+        *(codec.u32(word) for word in words),
+    )
+    return wrap(1, 64, b"\x0f\x40\x00\x00\x01\x00" + body)
+
+
+async def codes(s: Site, count: int) -> list[tuple[str, tuple[str, ...]]]:
+    async with asyncio.timeout(10):
+        while len(alarms := s.journal.alarms_waiting(20)) < count:
+            await asyncio.sleep(0.01)
+    assert all(a.meter == "M1" and not a.authenticated for a in alarms)
+    return sorted((a.code, tuple(a.phases)) for a in alarms)
+
+
+async def test_an_alarm_in_the_clear_is_found_by_the_device_that_it_names(site: Make) -> None:
+    """SMR 5 meters push from a pre-established association without ciphering, and from addresses that change."""
+    s = await dutch(site)
+    octets = register_push(1, 1 << 1 | 1 << 31, 1 << 3)
+    s.listener.hear(octets, "10.9.8.7")
+    assert s.listener.counts["unknown-sender"] == 1
+    s.clock.advance(1)
+    identity = {"title": TITLE.hex(), "serial": "1234567", "nameplate": {"equipment": EQUIPMENT}}
+    s.memories.put("M1", "identity", identity)
+    s.listener.hear(octets, "10.9.8.7")
+    assert await codes(s, 2) == [("battery-low", ()), ("over-voltage", ("L1",))]
+    s.listener.hear(register_push(3, 1), "10.9.8.8")
+    assert ("last-gasp", ()) in await codes(s, 3)
+    s.listener.hear(register_push(3, 2), "10.9.8.8")  # a test of the last gasp
+    assert s.listener.counts["no-alert"] == 1
+
+
+async def test_bits_that_latch_are_told_once(site: Make) -> None:
+    s = await dutch(site)
+    s.listener.hear(register_push(1, 1 << 1, 0), "127.0.0.1")
+    s.clock.advance(60)
+    s.listener.hear(register_push(1, 1 << 1 | 1 << 29, 1 << 0), "127.0.0.1")
+    assert s.listener.counts["alarms"] == 3, "the battery is no news"
+    assert await codes(s, 3) == [
+        ("battery-low", ()),
+        ("phase-outage", ("L2",)),
+        ("under-voltage", ("L1",)),
+    ]
+    s.clock.advance(60)
+    s.listener.hear(register_push(1, 1 << 1, 0), "127.0.0.1")
+    assert s.listener.counts["alarms"] == 4, "nothing is new, yet it was sent for a reason"
+    s.clock.advance(60)
+    s.listener.hear(register_push(1, 0, 0), "127.0.0.1")  # somebody cleared the register
+    s.clock.advance(60)
+    s.listener.hear(register_push(1, 1 << 1, 0), "127.0.0.1")
+    assert s.listener.counts["alarms"] == 5
 
 
 def in_blocks(apdu: bytes, size: int) -> list[bytes]:

@@ -66,7 +66,7 @@ def test_a_last_gasp_of_an_independent_stack(name: str) -> None:
     word = found.get(push.EVENT_STATUS_WORD)
     assert word is not None
     assert push.status_bits(word) == (expected["esw_bit_set"],) == (push.LAST_GASP_BIT,)
-    assert push.alerts(found, INDIA) == (Alert("last-gasp", (), 85),)
+    assert push.alerts(found, INDIA) == (Alert("last-gasp", (), 85, push.EVENT_STATUS_WORD),)
 
 
 def test_first_breath_and_what_else_stands_in_the_word() -> None:
@@ -200,7 +200,7 @@ def test_bit_zero_of_a_register_is_its_least_significant_one() -> None:
         smr,
     )
     assert found.service == "event-notification-request"
-    assert push.alerts(found, smr) == (Alert("last-gasp", (), 0),)
+    assert push.alerts(found, smr) == (Alert("last-gasp", (), 0, "0.0.97.98.2.255"),)
     assert push.status_bits(axdr.double_long_unsigned(0x80000000)) == (31,)
     assert push.status_bits(axdr.octet_string(b"\x80\x01")) == (0, 15)
     assert push.status_bits(axdr.NULL) == ()
@@ -216,7 +216,7 @@ def test_event_codes_are_values_not_bits() -> None:
     )
     schemas = {schema.obis: schema}
     found = push.read(notification(axdr.NULL, axdr.long_unsigned(101)), schemas)
-    assert push.alerts(found, schemas) == (Alert("last-gasp", (), 101),)
+    assert push.alerts(found, schemas) == (Alert("last-gasp", (), 101, "0.0.96.11.0.255"),)
 
 
 def test_the_only_schema_holds_where_no_setup_is_named() -> None:
