@@ -71,11 +71,12 @@ def timed(one: Any, number: int) -> list[float]:
 
 def ours(octets: int, number: int) -> list[float]:
     from edge_core.domain import Secret
-    from edge_core.protocols.dlms.association import Association, Terms
+    from edge_core.protocols.dlms.association import Association
     from edge_core.protocols.dlms.codes import Conformance, Mechanism
     from edge_core.protocols.dlms.cosem import Attribute
     from edge_core.protocols.dlms.security import AUTHENTICATED_ENCRYPTED, SecurityContext
     from edge_core.protocols.dlms.states import State
+    from edge_core.protocols.dlms.terms import Terms
     from edge_core.protocols.dlms.wrapper import WrapperReader, wrap
 
     counters = iter(range(1, 1 << 31))
@@ -86,7 +87,8 @@ def ours(octets: int, number: int) -> list[float]:
         context=context,
     )
     association.state = State.READY  # as after AARQ and pass 3, which are not what is measured
-    association.meter_title, association.negotiated = METER_TITLE, Conformance.GET
+    association.protection.meter_title = METER_TITLE
+    association.negotiated = Conformance.GET
     attribute = Attribute(3, "1.0.1.8.0.255", 2)
     reader = WrapperReader()
     answers = [

@@ -9,6 +9,7 @@ OpenDCUError
     TagInvalid                a GCM tag that does not verify: nothing of the APDU is believed
     Replayed                  an invocation counter that was accepted before
     Downgraded                less protection than the association or the model demands
+    Compressed                a ciphered APDU that is compressed (V.44), which we do not read
     CounterExhausted          no invocation counter is left under this key
   MeterError                  raised by drivers `from` what caused it; names meter, line and step
     LineSilent                retry now, then in the next pass
@@ -89,6 +90,10 @@ class Replayed(ProtocolError):
 
 class Downgraded(ProtocolError):
     """Less protection than demanded."""
+
+
+class Compressed(ProtocolError):
+    """The APDU is compressed (ITU-T V.44) and cannot be read here."""
 
 
 class CounterExhausted(ProtocolError):

@@ -30,7 +30,7 @@ from edge_core.acquisition.drivers.modbus.tcp import TcpLine
 from edge_core.config.models import DlmsModel, ModbusModel, load_model, model_names
 from edge_core.errors import ProtocolError
 from edge_core.protocols.dlms import axdr
-from edge_core.protocols.dlms.association import Association, Exchange, Terms
+from edge_core.protocols.dlms.association import Association, Exchange
 from edge_core.protocols.dlms.cosem import Attribute
 from edge_core.protocols.dlms.datetime import (
     LOCAL_TO_UTC,
@@ -40,6 +40,7 @@ from edge_core.protocols.dlms.datetime import (
     decode_datetime,
 )
 from edge_core.protocols.dlms.refusals import Refused as SaidNo
+from edge_core.protocols.dlms.terms import Terms
 from edge_core.protocols.modbus.pdu import ModbusException
 from edge_core.protocols.modbus.plan import Span
 from edge_core.transports import tcp

@@ -26,10 +26,11 @@ from edge_core.acquisition.drivers.dlms.learned import (
 from edge_core.config.models import DlmsModel, load_model
 from edge_core.domain import Secret, as_list
 from edge_core.protocols.dlms import axdr
-from edge_core.protocols.dlms.association import Association, Terms
+from edge_core.protocols.dlms.association import Association
 from edge_core.protocols.dlms.codes import Mechanism
 from edge_core.protocols.dlms.cosem import Attribute, EntrySelector
 from edge_core.protocols.dlms.security import AUTHENTICATED_ENCRYPTED, SecurityContext
+from edge_core.protocols.dlms.terms import Terms
 
 CHALLENGE = bytes(range(0x40, 0x50))
 FIRST_COUNTER = 70_000

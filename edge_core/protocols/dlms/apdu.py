@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import msgspec
 
 from edge_core.errors import MalformedApdu
-from edge_core.protocols.dlms import axdr, services
+from edge_core.protocols.dlms import access, axdr, services
 from edge_core.protocols.dlms.codes import (
     ServiceError,
     StateError,
@@ -177,6 +177,7 @@ Apdu = (
     services.GetMessage
     | services.SetMessage
     | services.ActionMessage
+    | access.AccessMessage
     | DataNotification
     | DataNotificationConfirm
     | EventNotification
@@ -287,5 +288,7 @@ _READERS: Final[dict[int, Callable[[bytes], Apdu]]] = {
     SET_RESPONSE: services.read_set_response,
     ACTION_RESPONSE: services.read_action_response,
     EXCEPTION_RESPONSE: _exception_response,
+    access.ACCESS_REQUEST: access.read_access_request,
+    access.ACCESS_RESPONSE: access.read_access_response,
     GENERAL_BLOCK_TRANSFER: _general_block_transfer,
 }

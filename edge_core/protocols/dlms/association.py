@@ -1,63 +1,48 @@
-"""The client's side of an association, without I/O: AARQ to RLRQ, GET, SET, ACTION, blocks, protection.
+"""The client's side of an association, without I/O: AARQ to RLRQ, GET, SET, ACTION, ACCESS and their blocks.
 
 An operation is a generator: it yields an APDU to send and is sent the APDU that came back; what it returns is the
-result. The states and their changes are the table TRANSITIONS; the picture in the docs is drawn from it.
+result. The states and their changes are the table TRANSITIONS; the picture in the docs is drawn from it. What is sealed,
+and what is believed of an answer, is the business of `protection`.
 
 Invariants, each one the cause of a fault in some published client:
-- every protected APDU takes the next invocation counter, the GMAC of HLS 5 one of its own; none is used twice;
-- of a protected answer nothing is looked at before its tag verified, and its counter only then counts;
-- counters of the peer only rise; an answer with less protection than was asked for is refused;
 - the peer proves in pass 4 that it knows the key; a challenge that mirrors ours is refused;
 - an answer must carry the invoke-id of the request, blocks must come numbered without gaps;
 - after anything of that fails the association is broken for good: close the line.
-Limits: MAX_REPLY octets and MAX_BLOCKS blocks of one answer.
+Limits: blocks.MAX_OCTETS and MAX_BLOCKS of one answer.
 Exception-responses and confirmed-service-errors come in the clear: they are hints for people, never facts.
 Source: DLMS UA Green Book ed. 9, clauses 9.2 (security), 9.3 (ACSE), 9.4.6 (xDLMS services).
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from edge_core.errors import (
-    Downgraded,
     LocalProtocolError,
     MalformedApdu,
-    ProtocolError,
-    Replayed,
     TagInvalid,
 )
-from edge_core.protocols.dlms import acse, apdu, axdr, ciphering
+from edge_core.protocols.dlms import access, acse, apdu, axdr
+from edge_core.protocols.dlms.blocks import BlockAssembler, cut
 from edge_core.protocols.dlms.codes import (
-    ApplicationContext,
     Conformance,
     DataAccessResult,
     Mechanism,
     words,
 )
-from edge_core.protocols.dlms.cosem import Attribute, Method, Selector
+from edge_core.protocols.dlms.cosem import Attribute, Method, Selector, encode_selection
+from edge_core.protocols.dlms.handshake import Handshake
+from edge_core.protocols.dlms.protection import Protection
 from edge_core.protocols.dlms.refusals import (
     AccessRefused,
-    AssociationRefused,
     ExceptionAnswered,
     NotNegotiated,
     ProofInvalid,
     ProofRefused,
     Refused,
 )
-from edge_core.protocols.dlms.security import (
-    AUTHENTICATED,
-    BROADCAST,
-    SUITE_MASK,
-    hls2,
-    hls3,
-    hls4,
-    hls6,
-    same_proof,
-)
+from edge_core.protocols.dlms.security import AUTHENTICATED
 from edge_core.protocols.dlms.services import (
     ActionRequest,
     ActionRequestBlock,
@@ -66,8 +51,6 @@ from edge_core.protocols.dlms.services import (
     ActionResponse,
     ActionResponseBlock,
     ActionResponseNextBlock,
-    Block,
-    GetRequest,
     GetRequestList,
     GetRequestNext,
     GetResponse,
@@ -86,15 +69,15 @@ from edge_core.protocols.dlms.states import TRANSITIONS, Event, State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_core.domain import Obis, Secret
+    from edge_core.domain import Secret
+    from edge_core.protocols.dlms.general import KeyPairs
     from edge_core.protocols.dlms.security import SecurityContext
+    from edge_core.protocols.dlms.terms import Terms
 
 T = TypeVar("T")
 Exchange = Generator[bytes, bytes, T]
 """Yields what to send (b"" = only wait for more), is sent what came back, returns the result."""
 
-MAX_REPLY: Final = 8 << 20
-MAX_BLOCKS: Final = 100_000
 CHALLENGE_OCTETS: Final = range(8, 65)
 """Lengths that a challenge may have."""
 BLOCK_OVERHEAD: Final = 64
@@ -104,44 +87,9 @@ MIN_BLOCK: Final = 8
 _SPECIAL: Final = frozenset((b"\xd8", b"\x0e", b"\xe0"))
 """Answers that are no response of a service: exceptions, and pieces of a general-block-transfer."""
 
-Ciphering = Literal["none", "glo", "ded", "general-glo", "general-ded"]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What we ask for.
-
-    Attributes:
-        title: our system title, 8 octets.
-        mechanism: authentication.
-        level: bits of security.AUTHENTICATED and ENCRYPTED that we send with and demand of answers; 0 = plain.
-        ciphering: which wrappers carry it; general-glo falls back to glo when it is not negotiated.
-        object: the association object that HLS passes 3 and 4 act on.
-        max_pdu: octets that we can receive.
-        conformance: services that we propose.
-        release: plain RLRQ, RLRQ with the ciphered InitiateRequest, or none.
-        bare_conformance: conformance tag 5F instead of 5F 1F.
-    """
-
-    title: bytes = b""
-    mechanism: Mechanism = Mechanism.NONE
-    level: int = 0
-    ciphering: Ciphering = "none"
-    object: Obis = "0.0.40.0.0.255"
-    max_pdu: int = 0xFFFF
-    conformance: Conformance = (
-        Conformance.BLOCK_TRANSFER_GET
-        | Conformance.BLOCK_TRANSFER_SET
-        | Conformance.BLOCK_TRANSFER_ACTION
-        | Conformance.MULTIPLE_REFERENCES
-        | Conformance.GET
-        | Conformance.SET
-        | Conformance.SELECTIVE_ACCESS
-        | Conformance.ACTION
-        | Conformance.GENERAL_PROTECTION
-    )
-    release: Literal["rlrq", "rlrq-ciphered", "close"] = "rlrq"
-    bare_conformance: bool = False
+_ASKING: Final = TRANSITIONS[State.READY, Event.REQUEST]
+_ANSWERED: Final = TRANSITIONS[_ASKING, Event.ANSWERED]
+_BROKEN: Final = TRANSITIONS[_ASKING, Event.FAILED]
 
 
 class Association:
@@ -155,6 +103,7 @@ class Association:
         accept: told the meter's title and each of its counters after the tag verified; False = accepted before.
         dedicated: makes the context of a dedicated key; with ciphering `ded` and `general-ded`.
         dedicated_key: that key, fresh for this association.
+        pairs: key pairs, for HLS 7, general-signing and the agreed keys of general-ciphering.
     """
 
     def __init__(
@@ -167,36 +116,40 @@ class Association:
         accept: Callable[[bytes, int], bool] | None = None,
         dedicated: SecurityContext | None = None,
         dedicated_key: Secret | None = None,
+        pairs: KeyPairs | None = None,
     ) -> None:
         self.terms = terms
         self.state = State.IDLE
         self.negotiated = Conformance(0)
-        self.meter_title = b""
         self.server_max_pdu = 0
-        self.peer_counter = -1
-        self._next_counter, self._context, self._secret = next_counter, context, secret
-        self._accept, self._dedicated, self._dedicated_key = accept, dedicated, dedicated_key
-        self._dedicated_counter = 0
-        self._dedicated_peer_counter = -1
+        self.protection = Protection(
+            terms.title,
+            terms.level,
+            terms.ciphering,
+            context=context,
+            next_counter=next_counter,
+            accept=accept,
+            dedicated=dedicated,
+            pairs=pairs,
+            key_info=terms.key_info,
+            signed=terms.signed,
+        )
+        self._handshake = Handshake(terms, self.protection, context, secret, dedicated_key, pairs)
         self._invoke = 0
-        self._level = terms.level
-        self._wants_general = terms.ciphering.startswith("general")
-        self._uses_dedicated = terms.ciphering in ("ded", "general-ded")
-        self._general = False
-        if (terms.level or terms.mechanism is Mechanism.HLS5_GMAC) and (
-            context is None or next_counter is None
-        ):
-            raise LocalProtocolError("ciphering and GMAC need keys and counters")
-        if (terms.ciphering == "none") != (terms.level == 0):
-            raise LocalProtocolError(
-                "protection without ciphering, or ciphering without protection"
-            )
-        if terms.mechanism not in (Mechanism.NONE, Mechanism.HLS5_GMAC) and secret is None:
-            raise LocalProtocolError(f"{words(Mechanism, terms.mechanism)} needs a secret")
-        if terms.ciphering in ("ded", "general-ded") and (
-            dedicated is None or dedicated_key is None
-        ):
+        if (terms.level or terms.mechanism is Mechanism.HLS5_GMAC) and next_counter is None:
+            raise LocalProtocolError("ciphering and GMAC need counters")
+        if terms.ciphering in ("ded", "general-ded") and dedicated is None:
             raise LocalProtocolError("dedicated ciphering needs a dedicated key")
+
+    @property
+    def meter_title(self) -> bytes:
+        """The meter's system title as its AARE gave it; b"" before."""
+        return self.protection.meter_title
+
+    @property
+    def peer_counter(self) -> int:
+        """The meter's last invocation counter that was verified; -1 before."""
+        return self.protection.peer_counter
 
     # --- operations
 
@@ -219,8 +172,10 @@ class Association:
             raise LocalProtocolError(f"a challenge of {len(challenge)} octets, 8 to 64 are due")
         self.move(Event.AARQ)
         with _Failing(self):
-            reply = yield self._aarq(challenge)
-            aare = self._read_aare(reply)
+            reply = yield self._handshake.aarq(challenge)
+            self._check_exception(reply)
+            aare, initiate = self._handshake.read_aare(reply)
+            self.negotiated, self.server_max_pdu = initiate.conformance, initiate.max_pdu
             if not hls:
                 self.move(Event.ACCEPTED)
                 return
@@ -231,11 +186,11 @@ class Association:
                 raise ProofInvalid("StoC mirrors CtoS: whoever answers need not know the key")
             self.move(Event.CHALLENGED)
             floor = self.peer_counter
-            proof = axdr.encode(axdr.octet_string(self._proof(challenge, s_to_c)))
-            method = Method(15, terms.object, 1)
-            answer = yield from self._ask(
-                ActionRequest(method, proof, self._new_invoke()).to_bytes(), dedicated=False
-            )
+            proof = axdr.encode(axdr.octet_string(self._handshake.proof(challenge, s_to_c)))
+            invoke = self._new_invoke()
+            request = ActionRequest(Method(15, terms.object, 1), proof, invoke).to_bytes()
+            reply = yield self.protection.seal_proof(request)
+            answer = yield from self._answer(reply, invoke)
             if not isinstance(answer, ActionResponse):
                 raise MalformedApdu(f"{type(answer).__name__} instead of the answer to pass 3")
             if answer.result:
@@ -245,7 +200,7 @@ class Association:
             if answer.returned is None or answer.returned.result:
                 raise ProofInvalid("the meter does not prove that it knows the key")
             try:
-                self._verify(answer.returned.data, challenge, s_to_c, floor)
+                self._handshake.verify(answer.returned.data, challenge, s_to_c, floor)
             except TagInvalid as wrong:
                 raise ProofInvalid(f"pass 4: {wrong}") from wrong
             self.move(Event.PROVEN)
@@ -257,17 +212,36 @@ class Association:
             AccessRefused, NotNegotiated, ExceptionAnswered: the association lives on.
             ProtocolError: anything else; it does not.
         """
+        selection = b"\x00"
         if selector is not None:
             self.need(Conformance.SELECTIVE_ACCESS, "selective access")
-        with _Asking(self):
-            invoke = self._new_invoke()
-            answer = yield from self._ask(GetRequest(attribute, selector, invoke).to_bytes())
-            if isinstance(answer, GetResponse):
-                self._check_result(str(attribute), answer.result)
-                return answer.data
-            if isinstance(answer, GetResponseBlock):
-                return (yield from self._get_blocks(str(attribute), answer, invoke))
-            raise MalformedApdu(f"{answer.NAME} instead of a get-response")
+            selection = encode_selection(selector)
+        if self.state is not State.READY:
+            self.move(Event.REQUEST)
+        self.state = _ASKING
+        try:
+            self._invoke = invoke = (self._invoke + 1) & 0x0F | 0xC0
+            request = b"\xc0\x01%c%b%b" % (invoke, attribute.to_bytes(), selection)
+            reply = yield self.protection.seal(request)
+            if reply[:1] in _SPECIAL:
+                reply = yield from self._special(reply)
+            plain = self.protection.open(reply)
+            if (
+                plain[:2] == b"\xc4\x01"
+                and plain[3:4] == b"\x00"
+                and not (plain[2] ^ invoke) & 0x0F
+            ):
+                data = plain[4:]  # the usual: get-response-normal with data
+            else:
+                data = yield from self._get_rest(str(attribute), plain, invoke)
+        except Refused:
+            self.state = _ANSWERED
+            raise
+        except BaseException:
+            self.state = _BROKEN
+            raise
+        self.state = _ANSWERED
+        return data
 
     def get_list(
         self, attributes: Sequence[tuple[Attribute, Selector | None]]
@@ -316,15 +290,12 @@ class Association:
                     raise MalformedApdu(f"{answer.NAME} instead of a set-response")
                 self._check_result(str(attribute), answer.result)
                 return
-            pieces = [data[i : i + room] for i in range(0, len(data), room)]
-            for number, piece in enumerate(pieces, 1):
-                block = Block(number == len(pieces), number, piece)
-                request = (
-                    SetRequestFirstBlock(attribute, block, None, invoke)
-                    if number == 1
-                    else SetRequestBlock(block, invoke)
+            for block in cut(data, room):
+                answer = yield from self._ask(
+                    SetRequestFirstBlock(attribute, block, None, invoke).to_bytes()
+                    if block.number == 1
+                    else SetRequestBlock(block, invoke).to_bytes()
                 )
-                answer = yield from self._ask(request.to_bytes())
                 if isinstance(answer, SetResponseLastBlock):
                     self._check_result(str(attribute), answer.results[0] if answer.results else 250)
                     if not block.last:
@@ -334,10 +305,10 @@ class Association:
                     raise MalformedApdu("a set-response-normal within a block transfer")
                 elif (
                     not isinstance(answer, SetResponseBlock)
-                    or answer.number != number
+                    or answer.number != block.number
                     or block.last
                 ):
-                    raise MalformedApdu(f"block {number} is not acknowledged")
+                    raise MalformedApdu(f"block {block.number} is not acknowledged")
 
     def act(self, method: Method, parameters: bytes | None = None) -> Exchange[bytes | None]:
         """Invoke a method; what it returned as A-XDR, or None.
@@ -353,15 +324,14 @@ class Association:
                 answer = yield from self._ask(ActionRequest(method, parameters, invoke).to_bytes())
             else:
                 answer = yield from self._act_in_blocks(method, parameters, room, invoke)
-            whole = b""
-            blocks = 0
+            blocks = BlockAssembler(repeats=False)
             while isinstance(answer, ActionResponseBlock):
-                blocks += 1
-                whole += self._checked_block(answer.block, blocks, len(whole))
-                if answer.block.last:
+                whole = blocks.take(answer.block)
+                if whole is not None:
                     answer = apdu.decode(bytes((0xC7, 1, invoke)) + whole)
                     break
-                answer = yield from self._ask(ActionRequestNextBlock(blocks, invoke).to_bytes())
+                request = ActionRequestNextBlock(blocks.number, invoke)
+                answer = yield from self._ask(request.to_bytes())
             if not isinstance(answer, ActionResponse):
                 raise MalformedApdu(f"{answer.NAME} instead of an action-response")
             if answer.result:
@@ -376,22 +346,47 @@ class Association:
         self, method: Method, parameters: bytes, room: int, invoke: int
     ) -> Exchange[apdu.Apdu]:
         """An ACTION whose parameters do not fit the server's PDU; the answer to the last block."""
-        pieces = [parameters[i : i + room] for i in range(0, len(parameters), room)]
-        for number, piece in enumerate(pieces, 1):
-            block = Block(number == len(pieces), number, piece)
-            request = (
-                ActionRequestFirstBlock(method, block, invoke)
-                if number == 1
-                else ActionRequestBlock(block, invoke)
+        for block in cut(parameters, room):
+            answer = yield from self._ask(
+                ActionRequestFirstBlock(method, block, invoke).to_bytes()
+                if block.number == 1
+                else ActionRequestBlock(block, invoke).to_bytes()
             )
-            answer = yield from self._ask(request.to_bytes())
             if block.last:
                 return answer
             if isinstance(answer, ActionResponse) and answer.result:
                 self._refuse(f"{method}: {answer.words}", answer.result)
-            if not isinstance(answer, ActionResponseNextBlock) or answer.number != number:
-                raise MalformedApdu(f"block {number} is not acknowledged")
+            if not isinstance(answer, ActionResponseNextBlock) or answer.number != block.number:
+                raise MalformedApdu(f"block {block.number} is not acknowledged")
         raise LocalProtocolError("parameters without octets need no blocks")
+
+    def access(
+        self, specifications: Sequence[access.Specification]
+    ) -> Exchange[tuple[access.AccessResult, ...]]:
+        """Several GET, SET and ACTION at once; results in their order, each success or not.
+
+        In a ciphered association it goes by a general wrapper: there is no service-specific one.
+
+        Raises:
+            As `get`, but for AccessRefused of a single specification.
+        """
+        self.need(Conformance.ACCESS, "ACCESS")
+        if not 0 < len(specifications) <= access.MAX_SPECIFICATIONS:
+            raise LocalProtocolError(f"{len(specifications)} specifications in one ACCESS")
+        with _Asking(self):
+            invoke = self._new_invoke()
+            request = access.AccessRequest(
+                tuple(specifications), access.INVOKE & ~0xFFFFFF | invoke & 0x0F
+            )
+            reply = yield self.protection.seal(request.to_bytes())
+            answer = yield from self._answer(reply, invoke)
+            if not isinstance(answer, access.AccessResponse):
+                raise MalformedApdu(f"{answer.NAME} instead of an access-response")
+            if [r.service for r in answer.results] != [
+                access.service_of(s) for s in specifications
+            ]:
+                raise MalformedApdu("the results are not those of the specifications")
+            return answer.results
 
     def _blocks_in_actions(self) -> bool:
         return Conformance.BLOCK_TRANSFER_ACTION in self.negotiated
@@ -412,7 +407,7 @@ class Association:
         self.move(Event.RLRQ)
         user = b""
         if self.terms.release == "rlrq-ciphered" and self.terms.level:
-            user = self._protect(self._initiate_request(), dedicated=False)
+            user = self.protection.seal_global(self._handshake.initiate_request())
         with _Failing(self):
             reply = yield acse.Rlrq(user_information=user).to_bytes()
             if not isinstance(acse.decode(reply), acse.Rlre):
@@ -437,188 +432,79 @@ class Association:
         except KeyError:
             raise LocalProtocolError(f"{event.value} while {self.state.value}") from None
 
-    # --- association
-
-    def _initiate_request(self) -> bytes:
-        terms = self.terms
-        request = acse.InitiateRequest(
-            conformance=terms.conformance,
-            max_pdu=terms.max_pdu,
-            dedicated_key=self._dedicated_key.reveal() if self._dedicated_key is not None else b"",
-        ).to_bytes()
-        return (
-            request.replace(b"\x5f\x1f\x04\x00", b"\x5f\x04\x00")
-            if terms.bare_conformance
-            else request
-        )
-
-    def _aarq(self, challenge: bytes) -> bytes:
-        terms = self.terms
-        user = self._initiate_request()
-        if terms.level:
-            user = self._protect(user, dedicated=False)
-        secret = challenge
-        if terms.mechanism is Mechanism.LLS:
-            assert self._secret is not None
-            secret = self._secret.reveal()
-        ciphered = terms.level != 0
-        return acse.Aarq(
-            context=ApplicationContext.LN_CIPHERED if ciphered else ApplicationContext.LN,
-            mechanism=terms.mechanism or None,
-            authentication_value=secret,
-            title=terms.title if ciphered or terms.mechanism >= Mechanism.HLS5_GMAC else b"",
-            user_information=user,
-        ).to_bytes()
-
-    def _read_aare(self, reply: bytes) -> acse.Aare:
-        """Check the AARE and take what was negotiated."""
-        terms = self.terms
-        self._check_exception(reply)
-        aare = acse.decode(reply)
-        if not isinstance(aare, acse.Aare):
-            raise MalformedApdu(f"{aare.NAME} instead of an AARE")
-        user = aare.user_information
-        if not aare.accepted:
-            error = ""
-            with contextlib.suppress(ProtocolError):
-                message = acse.decode_initiate(user)
-                error = (
-                    f" ({message.words})" if isinstance(message, apdu.ConfirmedServiceError) else ""
-                )
-            raise AssociationRefused(aare.words + error, aare.diagnostic)
-        context = ApplicationContext.LN_CIPHERED if terms.level else ApplicationContext.LN
-        if aare.context != context:
-            raise MalformedApdu(f"application context {aare.context}, asked for {context}")
-        if terms.mechanism > Mechanism.LLS and aare.mechanism not in (None, terms.mechanism):
-            raise Downgraded(f"mechanism {aare.mechanism}, asked for {int(terms.mechanism)}")
-        self.meter_title = aare.title
-        if (terms.level or terms.mechanism >= Mechanism.HLS5_GMAC) and len(aare.title) != 8:
-            raise MalformedApdu(f"the meter's system title has {len(aare.title)} octets, not 8")
-        if terms.level:
-            user = self._unprotect(user)
-        initiate = acse.decode_initiate(user)
-        if isinstance(initiate, apdu.ConfirmedServiceError):
-            raise AssociationRefused(initiate.words, initiate.value)
-        if not isinstance(initiate, acse.InitiateResponse):
-            raise MalformedApdu(f"{initiate.NAME} instead of an initiate-response")
-        self.negotiated = initiate.conformance
-        self._general = self._wants_general and Conformance.GENERAL_PROTECTION in self.negotiated
-        self.server_max_pdu = initiate.max_pdu
-        return aare
-
-    def _proof(self, c_to_s: bytes, s_to_c: bytes) -> bytes:
-        """f(StoC) of pass 3."""
-        mechanism, secret = self.terms.mechanism, self._secret
-        if mechanism is Mechanism.HLS5_GMAC:
-            assert self._context is not None
-            return self._context.gmac(self.terms.title, self._counter(), s_to_c)
-        assert secret is not None
-        if mechanism is Mechanism.HLS2:
-            return hls2(secret, s_to_c)
-        if mechanism is Mechanism.HLS3_MD5:
-            return hls3(secret, s_to_c)
-        if mechanism is Mechanism.HLS4_SHA1:
-            return hls4(secret, s_to_c)
-        if mechanism is Mechanism.HLS6_SHA256:
-            return hls6(secret, self.terms.title, self.meter_title, s_to_c, c_to_s)
-        raise LocalProtocolError(f"mechanism {int(mechanism)} is not supported")
-
-    def _verify(self, data: bytes, c_to_s: bytes, s_to_c: bytes, floor: int) -> None:
-        """f(CtoS) of pass 4; `floor` is the meter's counter before this answer."""
-        value = axdr.decode_whole(data).value
-        if not isinstance(value, bytes):
-            raise MalformedApdu("the proof of pass 4 is no octet-string")
-        mechanism, secret = self.terms.mechanism, self._secret
-        if mechanism is Mechanism.HLS5_GMAC:
-            assert self._context is not None
-            counter = self._context.verify_gmac(self.meter_title, value, c_to_s)
-            if counter <= floor or counter == self.peer_counter:
-                raise Replayed(f"the proof of pass 4 has counter {counter} again")
-            if counter > self.peer_counter:
-                self._accepted(counter)
-            return
-        assert secret is not None
-        if mechanism is Mechanism.HLS2:
-            same_proof(hls2(secret, c_to_s), value)
-        elif mechanism is Mechanism.HLS3_MD5:
-            same_proof(hls3(secret, c_to_s), value)
-        elif mechanism is Mechanism.HLS4_SHA1:
-            same_proof(hls4(secret, c_to_s), value)
-        else:
-            same_proof(hls6(secret, self.meter_title, self.terms.title, c_to_s, s_to_c), value)
-
     # --- requests
 
     def _new_invoke(self) -> int:
         self._invoke = (self._invoke + 1) & 0x0F
         return 0xC0 | self._invoke
 
-    def _ask(self, plain: bytes, *, dedicated: bool | None = None) -> Exchange[apdu.Apdu]:
+    def _ask(self, plain: bytes) -> Exchange[apdu.Apdu]:
         """One request, one verified answer with the same invoke-id."""
-        if dedicated is None:
-            dedicated = self._uses_dedicated
-        reply = yield self._protect(plain, dedicated=dedicated) if self._level else plain
+        reply = yield self.protection.seal(plain)
+        return (yield from self._answer(reply, plain[2]))
+
+    def _answer(self, reply: bytes, invoke: int) -> Exchange[apdu.Apdu]:
+        """The message of an answer, opened and verified."""
         if reply[:1] in _SPECIAL:
-            if reply[0] == apdu.GENERAL_BLOCK_TRANSFER:
-                reply = yield from self._gather(reply)
-            self._check_exception(reply)
-        if self._level:
-            reply = self._unprotect(reply)
-            if reply[:1] in _SPECIAL:
-                self._check_exception(reply, authenticated=True)
-        elif ciphering.is_ciphered(reply):
-            raise MalformedApdu("a ciphered answer in an association without ciphering")
-        answer = apdu.decode(reply)
-        invoke = getattr(answer, "invoke", None)
-        if invoke is None or (invoke ^ plain[2]) & 0x0F:
-            raise MalformedApdu(f"{answer.NAME} with invoke-id {invoke}, asked with {plain[2]}")
+            reply = yield from self._special(reply)
+        return self._message(self.protection.open(reply), invoke)
+
+    def _special(self, reply: bytes) -> Exchange[bytes]:
+        """An answer that is not sealed itself: put together from its blocks, or a no in the clear, which is raised."""
+        if reply[0] == apdu.GENERAL_BLOCK_TRANSFER:
+            reply = yield from self._gather(reply)
+        self._check_exception(reply)
+        return reply
+
+    def _message(self, plain: bytes, invoke: int) -> apdu.Apdu:
+        """The message that an opened answer is; it must carry the invoke-id of the request."""
+        if plain[:1] in _SPECIAL:
+            self._check_exception(plain, authenticated=bool(self.terms.level))
+        answer = apdu.decode(plain)
+        got = getattr(answer, "invoke", None)
+        if got is None or (got ^ invoke) & 0x0F:
+            raise MalformedApdu(f"{answer.NAME} with invoke-id {got}, asked with {invoke}")
         return answer
 
     def _gather(self, reply: bytes) -> Exchange[bytes]:
         """An answer that comes by general-block-transfer, window 1 or streamed, put together."""
-        parts: list[bytes] = []
-        size = 0
+        blocks = BlockAssembler(repeats=False)
         while True:
             message = apdu.decode(reply)
             if not isinstance(message, apdu.GeneralBlockTransfer):
                 raise MalformedApdu(f"{message.NAME} within a general-block-transfer")
-            block = Block(message.last, message.number, message.data)
-            parts.append(self._checked_block(block, len(parts) + 1, size))
-            size += len(block.data)
-            if block.last:
-                return b"".join(parts)
+            whole = blocks.take(message)
+            if whole is not None:
+                return whole
             if message.streaming:
                 reply = yield b""
             else:
-                done = len(parts)
+                done = blocks.number
                 reply = yield apdu.GeneralBlockTransfer(True, False, 1, done, done).to_bytes()
+
+    def _get_rest(self, what: str, plain: bytes, invoke: int) -> Exchange[bytes]:
+        """A GET whose answer is a no, or comes in blocks."""
+        answer = self._message(plain, invoke)
+        if isinstance(answer, GetResponse):
+            self._check_result(what, answer.result)
+            return answer.data
+        if isinstance(answer, GetResponseBlock):
+            return (yield from self._get_blocks(what, answer, invoke))
+        raise MalformedApdu(f"{answer.NAME} instead of a get-response")
 
     def _get_blocks(self, what: str, answer: apdu.Apdu, invoke: int) -> Exchange[bytes]:
         """All blocks of a GET, in order and bounded."""
-        parts: list[bytes] = []
-        size = 0
+        blocks = BlockAssembler(repeats=False)
         while True:
             if not isinstance(answer, GetResponseBlock):
                 if isinstance(answer, GetResponse) and answer.result:
                     self._check_result(what, answer.result)
                 raise MalformedApdu(f"{answer.NAME} within a block transfer")
             self._check_result(what, answer.result)
-            part = self._checked_block(answer.block, len(parts) + 1, size)
-            parts.append(part)
-            size += len(part)
-            if answer.block.last:
-                return b"".join(parts)
-            answer = yield from self._ask(GetRequestNext(len(parts), invoke).to_bytes())
-
-    @staticmethod
-    def _checked_block(block: Block, number: int, size: int) -> bytes:
-        if block.number != number:
-            raise MalformedApdu(f"block {block.number} came, {number} is due")
-        if not block.data and not block.last:
-            raise MalformedApdu(f"block {number} is empty")
-        if number > MAX_BLOCKS or size + len(block.data) > MAX_REPLY:
-            raise MalformedApdu(f"an answer of more than {MAX_BLOCKS} blocks or {MAX_REPLY} octets")
-        return block.data
+            whole = blocks.take(answer.block)
+            if whole is not None:
+                return whole
+            answer = yield from self._ask(GetRequestNext(blocks.number, invoke).to_bytes())
 
     def _check_result(self, what: str, result: int) -> None:
         if result:
@@ -637,65 +523,6 @@ class Association:
             raise ExceptionAnswered(message.words, message.service, authenticated=authenticated)
         if isinstance(message, apdu.ConfirmedServiceError):
             raise ExceptionAnswered(message.words, message.value, authenticated=authenticated)
-
-    # --- protection
-
-    def _counter(self) -> int:
-        assert self._next_counter is not None
-        return self._next_counter()
-
-    def _protect(self, plain: bytes, *, dedicated: bool) -> bytes:
-        terms = self.terms
-        if dedicated:
-            assert self._dedicated is not None
-            self._dedicated_counter += 1
-            context, counter = self._dedicated, self._dedicated_counter
-        else:
-            assert self._context is not None
-            context, counter = self._context, self._counter()
-        return ciphering.seal(
-            context,
-            terms.title,
-            counter,
-            plain,
-            level=terms.level,
-            general=self._general,
-            dedicated=dedicated,
-        )
-
-    def _unprotect(self, reply: bytes) -> bytes:
-        """What a protected answer holds; its counter is taken over only after its tag verified."""
-        if not ciphering.is_ciphered(reply):
-            name = f"APDU {reply[0]:02X}" if reply else "nothing"
-            raise Downgraded(f"{name} in the clear within a ciphered association")
-        sealed = ciphering.peek(reply)
-        context = self._dedicated if sealed.dedicated else self._context
-        if context is None:
-            raise MalformedApdu(f"{sealed.name} without a dedicated key")
-        if sealed.title and sealed.title != self.meter_title:
-            raise MalformedApdu("the answer bears another system title than the AARE")
-        missing = self._level & ~sealed.control
-        if missing or sealed.control & BROADCAST:
-            raise Downgraded(f"security control {sealed.control:02X} is less than was asked for")
-        if sealed.control & SUITE_MASK != context.suite:
-            raise Downgraded(f"suite {sealed.control & SUITE_MASK}, not {context.suite}")
-        opened = sealed.open(context, self.meter_title)
-        if sealed.dedicated:
-            if opened.counter <= self._dedicated_peer_counter:
-                raise Replayed(f"counter {opened.counter} again, under the dedicated key")
-            self._dedicated_peer_counter = opened.counter
-        else:
-            if opened.counter <= self.peer_counter:
-                raise Replayed(
-                    f"the meter's counter {opened.counter} is not above {self.peer_counter}"
-                )
-            self._accepted(opened.counter, durable=opened.authenticated)
-        return opened.plain
-
-    def _accepted(self, counter: int, *, durable: bool = True) -> None:
-        self.peer_counter = counter
-        if durable and self._accept is not None and not self._accept(self.meter_title, counter):
-            raise Replayed(f"the meter's counter {counter} was accepted before")
 
 
 class _Failing:

@@ -1,11 +1,9 @@
-"""The APDUs that wrap protected ones: glo-, ded-, general-glo, general-ded, general-ciphering, general-signing.
+"""The APDUs that wrap protected ones: glo-, ded-, general-glo, general-ded, general-ciphering.
 
 Invariants: an APDU found inside a service-specific wrapper is the service that the wrapper names; a wrapper that
 carries no system title is opened with the title of the association. `peek` reads title and counter without keys, so
 that a listener can find the meter and its keys first.
-Limits: general-ciphering is opened under keys that both sides hold (key-info absent or identified); wrapped and agreed
-keys are named and refused. general-signing is read, its signature is the caller's business (security.hls7_verify has
-the arithmetic).
+Limits: `Sealed.open` takes the key that it is given; which one a general-ciphering wants, its `key_info` says (general).
 Source: DLMS UA Green Book ed. 9, clauses 9.2.7.2, 9.5 (tags).
 """
 
@@ -17,6 +15,14 @@ import msgspec
 
 from edge_core.errors import LocalProtocolError, MalformedApdu
 from edge_core.protocols.dlms import axdr
+from edge_core.protocols.dlms.general import (
+    GENERAL_CIPHERING,
+    GENERAL_SIGNING,
+    Header,
+    KeyInfo,
+    read_header,
+    read_key_info,
+)
 from edge_core.protocols.dlms.security import AUTHENTICATED_ENCRYPTED, HEADER_OCTETS
 
 if TYPE_CHECKING:
@@ -24,8 +30,6 @@ if TYPE_CHECKING:
 
 GENERAL_GLO: Final = 0xDB
 GENERAL_DED: Final = 0xDC
-GENERAL_CIPHERING: Final = 0xDD
-GENERAL_SIGNING: Final = 0xDF
 
 GLO: Final[dict[int, int]] = {
     0x01: 0x21,  # initiate-request
@@ -53,7 +57,8 @@ DED: Final[dict[int, int]] = {
     0xC7: 0xD7,
 }
 """The same under a dedicated key."""
-_PLAIN_OF: Final = {wrapper: plain for table in (GLO, DED) for plain, wrapper in table.items()}
+PLAIN_OF: Final = {wrapper: plain for table in (GLO, DED) for plain, wrapper in table.items()}
+"""Tag of a wrapper -> tag of the service in it."""
 _DEDICATED: Final = frozenset(DED.values()) | {GENERAL_DED}
 _NAMES: Final = {
     0x01: "initiate-request",
@@ -78,7 +83,8 @@ class Sealed(msgspec.Struct, frozen=True):
         control: security control octet.
         counter: the sender's invocation counter, unverified.
         body: SC || IC || protected APDU [|| tag].
-        more: what is authenticated beside it (general-ciphering).
+        header: who speaks to whom; authenticated beside it (general-ciphering).
+        key_info: under which key (general-ciphering).
     """
 
     tag: int
@@ -86,7 +92,8 @@ class Sealed(msgspec.Struct, frozen=True):
     control: int
     counter: int
     body: bytes
-    more: bytes = b""
+    header: Header | None = None
+    key_info: KeyInfo = KeyInfo()
 
     @property
     def name(self) -> str:
@@ -108,29 +115,12 @@ class Sealed(msgspec.Struct, frozen=True):
         Raises:
             MalformedApdu, TagInvalid: as SecurityContext.open; another service inside than the wrapper names.
         """
-        opened = context.open(self.title or title, self.body, self.more)
-        expected = _PLAIN_OF.get(self.tag)
+        more = self.header.octets if self.header is not None else b""
+        opened = context.open(self.title or title, self.body, more)
+        expected = PLAIN_OF.get(self.tag)
         if expected is not None and opened.plain[:1] != bytes((expected,)):
             raise MalformedApdu(f"a {self.name} does not hold a {_NAMES[expected]}", 0)
         return opened
-
-
-class Signed(msgspec.Struct, frozen=True):
-    """A general-signing APDU, unverified.
-
-    Attributes:
-        originator: system title of the signer.
-        recipient: system title, may be empty.
-        content: the APDU that was signed.
-        signed: the octets that the signature covers.
-        signature: r || s.
-    """
-
-    originator: bytes
-    recipient: bytes
-    content: bytes
-    signed: bytes
-    signature: bytes
 
 
 def is_ciphered(apdu: bytes) -> bool:
@@ -139,7 +129,7 @@ def is_ciphered(apdu: bytes) -> bool:
 
 
 _WRAPPERS: Final = frozenset(
-    bytes((tag,)) for tag in (*_PLAIN_OF, GENERAL_GLO, GENERAL_DED, GENERAL_CIPHERING)
+    bytes((tag,)) for tag in (*PLAIN_OF, GENERAL_GLO, GENERAL_DED, GENERAL_CIPHERING)
 )
 
 
@@ -153,7 +143,7 @@ def wrapper_name(tag: int) -> str:
     }
     if tag in general:
         return general[tag]
-    plain = _PLAIN_OF.get(tag)
+    plain = PLAIN_OF.get(tag)
     if plain is None:
         return f"apdu-{tag:02x}"
     return ("ded-" if tag in _DEDICATED else "glo-") + _NAMES[plain]
@@ -163,21 +153,22 @@ def peek(apdu: bytes) -> Sealed:
     """Read the wrapper: who sealed it, with which counter. No keys needed, nothing verified.
 
     Raises:
-        MalformedApdu: no wrapper, lengths that do not end with the APDU, or a general-ciphering under a key that only
-            the message itself describes.
+        MalformedApdu: no wrapper, lengths that do not end with the APDU, or a key-info that is not known.
     """
     if not apdu:
         raise MalformedApdu("an empty APDU", 0)
     tag = apdu[0]
-    if tag in _PLAIN_OF:
-        title, more, start = b"", b"", 1
+    title, header, key_info, start = b"", None, KeyInfo(), 1
+    if tag in PLAIN_OF:
+        pass
     elif tag in (GENERAL_GLO, GENERAL_DED):
         title, start = axdr.read_octets(apdu, 1)
-        more = b""
         if len(title) not in (0, 8):
             raise MalformedApdu(f"a system title has 8 octets, not {len(title)}", 1)
     elif tag == GENERAL_CIPHERING:
-        title, more, start = _general_ciphering_header(apdu)
+        header, start = read_header(apdu)
+        title = header.originator
+        key_info, start = read_key_info(apdu, start)
     else:
         raise MalformedApdu(f"APDU {tag:02X} wraps no protected one", 0)
     size, at = axdr.read_length(apdu, start)
@@ -188,49 +179,7 @@ def peek(apdu: bytes) -> Sealed:
     if size < HEADER_OCTETS:
         raise MalformedApdu("a security header has 5 octets", at)
     counter = int.from_bytes(apdu[at + 1 : at + HEADER_OCTETS], "big")
-    return Sealed(tag, title, apdu[at], counter, apdu[at:], more)
-
-
-def _general_ciphering_header(apdu: bytes) -> tuple[bytes, bytes, int]:
-    """Originator, authenticated header octets, offset of the ciphered service."""
-    at = 1
-    fields = []
-    for _ in range(5):  # transaction-id, originator, recipient, date-time, other-information
-        value, at = axdr.read_octets(apdu, at)
-        fields.append(value)
-    more = apdu[1:at]
-    if at >= len(apdu):
-        raise MalformedApdu("general-ciphering ends before its key-info", at)
-    present = apdu[at]
-    at += 1
-    if present:
-        choice = apdu[at : at + 1]
-        if choice != b"\x00":
-            kind = {b"\x01": "wrapped", b"\x02": "agreed"}.get(choice, "unknown")
-            raise MalformedApdu(f"general-ciphering under a {kind} key is not supported", at)
-        if apdu[at + 1 : at + 2] != b"\x00":
-            raise MalformedApdu("general-ciphering under the broadcast key is not supported", at)
-        at += 2  # identified-key: key-id
-    return fields[1], more, at
-
-
-def peek_signed(apdu: bytes) -> Signed:
-    """Read a general-signing APDU; the signature is not verified.
-
-    Raises:
-        MalformedApdu: another APDU, or lengths that do not end with it.
-    """
-    if apdu[:1] != bytes((GENERAL_SIGNING,)):
-        raise MalformedApdu("no general-signing APDU", 0)
-    at = 1
-    fields = []
-    for _ in range(6):
-        value, at = axdr.read_octets(apdu, at)
-        fields.append(value)
-    signature, end = axdr.read_octets(apdu, at)
-    if end != len(apdu):
-        raise MalformedApdu(f"{len(apdu) - end} octets follow the signature", end)
-    return Signed(fields[1], fields[2], fields[5], apdu[1:at], signature)
+    return Sealed(tag, title, apdu[at], counter, apdu[at:], header, key_info)
 
 
 def seal(

@@ -204,8 +204,17 @@ def read_selection(octets: bytes, offset: int) -> tuple[Selector | None, int]:
         return None, offset + 1
     if len(present) < 2 or present[0] != 1:
         raise MalformedApdu("access selection is neither absent (00) nor present (01)", offset)
-    parameters, end = axdr.decode(octets, offset + 2)
-    return _selector(present[1], parameters), end
+    return read_selector(octets, offset + 1)
+
+
+def read_selector(octets: bytes, offset: int) -> tuple[Selector, int]:
+    """The selector and its parameters at `offset`, and the offset behind them.
+
+    Raises:
+        MalformedApdu, IndexError: it is cut.
+    """
+    parameters, end = axdr.decode(octets, offset + 1)
+    return _selector(octets[offset], parameters), end
 
 
 def _selector(number: int, parameters: Data) -> Selector:

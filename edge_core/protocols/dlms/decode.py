@@ -17,7 +17,7 @@ import msgspec
 
 from edge_core.domain import Secret, obis_from_bytes
 from edge_core.errors import MalformedApdu, ProtocolError, TagInvalid
-from edge_core.protocols.dlms import acse, apdu, axdr, bodies, ciphering, services
+from edge_core.protocols.dlms import acse, apdu, axdr, bodies, ciphering, general, services
 from edge_core.protocols.dlms.axdr import BitString, CompactArray, Data
 from edge_core.protocols.dlms.blocks import BlockAssembler
 from edge_core.protocols.dlms.bodies import Reading
@@ -214,10 +214,14 @@ class _Exchange:
     def _message(self, direction: Direction, octets: bytes) -> _Message:
         if not octets:
             raise MalformedApdu("an empty APDU", 0)
-        if octets[0] == ciphering.GENERAL_SIGNING:
-            signed = ciphering.peek_signed(octets)
+        if octets[0] == general.GENERAL_SIGNING:
+            signed = general.peek_signed(octets)
             self.warnings.append("general-signing: the signature was not verified")
-            return self._plain(direction, signed.content, _Message("", title=signed.originator))
+            if signed.content[:1] == octets[:1]:
+                raise MalformedApdu("a general-signing within a general-signing", 1)
+            message = self._message(direction, signed.content)
+            message.title = message.title or signed.header.originator
+            return message
         if ciphering.is_ciphered(octets):
             return self._sealed(direction, octets)
         if octets[0] in _ACSE_TAGS:

@@ -17,11 +17,12 @@ from edge_core.config.models import DlmsModel, load_model
 from edge_core.domain import Flag, Secret
 from edge_core.errors import KeyRejected
 from edge_core.protocols.dlms import axdr
-from edge_core.protocols.dlms.association import Association, Terms
+from edge_core.protocols.dlms.association import Association
 from edge_core.protocols.dlms.codes import Conformance, Mechanism
 from edge_core.protocols.dlms.cosem import Attribute, Method
 from edge_core.protocols.dlms.refusals import AccessRefused
 from edge_core.protocols.dlms.security import AUTHENTICATED_ENCRYPTED, SecurityContext
+from edge_core.protocols.dlms.terms import Terms
 from simulators.dlms.meter import Meter
 from simulators.dlms.session import Session
 from simulators.fleet import Fleet
@@ -106,7 +107,7 @@ async def test_a_dedicated_key_is_another_one_each_time(bench: Make) -> None:
         driver = b.driver(model=model)
         await driver.identify()
         association = driver.session.association  # type: ignore[attr-defined]
-        seen.append(association._dedicated_key.reveal())
+        seen.append(association._handshake._dedicated_key.reveal())
         await driver.close()
     assert len(set(seen)) == 2
     assert all(key not in octets for key in seen for _, octets in b.frames)

@@ -37,7 +37,7 @@ from edge_core.errors import (
     TagInvalid,
 )
 from edge_core.protocols.dlms import axdr
-from edge_core.protocols.dlms.association import Association, Exchange, Terms
+from edge_core.protocols.dlms.association import Association, Exchange
 from edge_core.protocols.dlms.codes import Conformance, Mechanism, UserDiagnostic
 from edge_core.protocols.dlms.cosem import Attribute
 from edge_core.protocols.dlms.refusals import (
@@ -56,6 +56,7 @@ from edge_core.protocols.dlms.security import (
     SecurityContext,
 )
 from edge_core.protocols.dlms.states import State
+from edge_core.protocols.dlms.terms import Terms
 from edge_core.transports import tcp, udp
 
 if TYPE_CHECKING:

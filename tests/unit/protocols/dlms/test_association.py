@@ -21,9 +21,9 @@ from edge_core.errors import (
     Replayed,
     TagInvalid,
 )
-from edge_core.protocols.dlms import association as module
 from edge_core.protocols.dlms import axdr, ciphering
-from edge_core.protocols.dlms.association import Association, Terms
+from edge_core.protocols.dlms import blocks as blocks_module
+from edge_core.protocols.dlms.association import Association
 from edge_core.protocols.dlms.codes import Conformance, Mechanism
 from edge_core.protocols.dlms.cosem import Attribute, EntrySelector, Method
 from edge_core.protocols.dlms.refusals import (
@@ -41,6 +41,7 @@ from edge_core.protocols.dlms.security import (
     SecurityContext,
 )
 from edge_core.protocols.dlms.states import TRANSITIONS, Event, State
+from edge_core.protocols.dlms.terms import Terms
 from simulators.dlms.meter import Meter
 from simulators.dlms.session import Refused, Session
 from simulators.fleet import Fleet
@@ -242,7 +243,7 @@ def test_what_was_not_negotiated_is_not_asked(make: Callable[..., Wire]) -> None
 
 def test_the_wrong_password_is_named(make: Callable[..., Wire]) -> None:
     wire = make({"security": "lls"})
-    wire.association._secret = Secret(b"wrong")
+    wire.association._handshake._secret = Secret(b"wrong")
     with pytest.raises(AssociationRefused, match="authentication-failure") as refused:
         wire.open()
     assert refused.value.code == 13
@@ -251,7 +252,7 @@ def test_the_wrong_password_is_named(make: Callable[..., Wire]) -> None:
 
 def test_the_wrong_secret_of_hls2(make: Callable[..., Wire]) -> None:
     wire = make({"security": "hls2"})
-    wire.association._secret = Secret(bytes(16))
+    wire.association._handshake._secret = Secret(bytes(16))
     with pytest.raises(ProofRefused):
         wire.open()
 
@@ -452,7 +453,7 @@ def test_a_block_transfer_that_ends_with_a_no(make: Callable[..., Wire]) -> None
 def test_an_endless_block_transfer_ends(
     make: Callable[..., Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_REPLY", 10_000)
+    monkeypatch.setattr(blocks_module, "MAX_OCTETS", 10_000)
     wire = make({"security": "lls"}).open()
     numbers = itertools.count(1)
     wire.tamper = lambda answer: datablock(next(numbers), False, bytes(1000))

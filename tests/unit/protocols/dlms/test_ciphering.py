@@ -114,36 +114,6 @@ def test_general_ciphering_under_keys_of_both(context: SecurityContext, key_info
         ciphering.peek(forged).open(context)
 
 
-@pytest.mark.parametrize(
-    ("key_info", "name"),
-    [
-        (b"\1\1\0\0", "wrapped"),
-        (b"\1\2\0\0", "agreed"),
-        (b"\1\7", "unknown"),
-        (b"\1\0\1", "broadcast"),
-    ],
-)
-def test_general_ciphering_under_other_keys(
-    context: SecurityContext, key_info: bytes, name: str
-) -> None:
-    with pytest.raises(MalformedApdu, match=name):
-        ciphering.peek(general_ciphering(context, key_info))
-
-
-def test_general_signing() -> None:
-    fields = (bytes(8), TITLE, b"", b"", b"", GET)
-    signed = b"".join(map(axdr.encode_octets, fields))
-    apdu = b"\xdf" + signed + axdr.encode_octets(bytes(64))
-    found = ciphering.peek_signed(apdu)
-    assert (found.originator, found.content, found.signature) == (TITLE, GET, bytes(64))
-    assert found.signed == signed
-    for end in range(len(apdu)):
-        with pytest.raises(MalformedApdu):
-            ciphering.peek_signed(apdu[:end])
-    with pytest.raises(MalformedApdu):
-        ciphering.peek_signed(apdu + b"\0")
-
-
 def test_lengths_must_end_with_the_apdu(context: SecurityContext) -> None:
     for sealed in (
         ciphering.seal(context, TITLE, 9, GET),
