@@ -18,7 +18,7 @@ import msgspec
 from msgspec import inspect as kinds
 
 from edge_core.cli.main import COMMANDS, opendcu
-from edge_core.config import models, schema
+from edge_core.config import history, models, schema
 from edge_core.config.tables import fields_of
 from edge_core.config.values import Duration, Schedule, Size
 from edge_core.health import events
@@ -215,6 +215,8 @@ def model_keys() -> str:
         ("[[points]]", models.Point),
         ("[identify]", models.Identify),
         ("[interval], [midnight]", models.Sampling),
+        ('[history] with kind = "window"', history.WindowHistory),
+        ('[history] with kind = "last-period"', history.PeriodHistory),
     )
     parts += [table(title, cls) for title, cls in modbus]
     return "\n".join(parts)
@@ -369,9 +371,10 @@ def supported_meters() -> str:
             ],
         ),
         "## Modbus\n",
-        "Read over TCP, RTU, or RTU in a TCP stream (gateways convert); registers are sampled at the boundary.\n",
+        "Read over TCP, RTU, or RTU in a TCP stream (gateways convert). *Intervals*: sampled at the boundary, or read from "
+        "what the meter remembers ([history] of its model).\n",
         _rows(
-            ["model", "maker", "meters", "transports", "points", "phases", "proven by"],
+            ["model", "maker", "meters", "transports", "points", "phases", "intervals", "proven by"],
             [
                 [
                     f"`{m.name}`",
@@ -380,6 +383,7 @@ def supported_meters() -> str:
                     ", ".join(m.link.transports),
                     str(len(m.points)),
                     str(m.about.phases),
+                    _intervals(m),
                     PROVEN[m.about.verified],
                 ]
                 for m in modbus
@@ -387,6 +391,14 @@ def supported_meters() -> str:
         ),
     ]
     return "\n".join(parts)
+
+
+def _intervals(model: models.ModbusModel) -> str:
+    if isinstance(model.history, history.WindowHistory):
+        return "load profile"
+    if model.history is not None:
+        return "last demand period"
+    return "sampled" if model.interval.points else "none: whole kWh"
 
 
 def _families(model: models.Model) -> str:

@@ -1,11 +1,14 @@
 """What a meter model can give: the kinds of profiles, and where each stands.
 
-A meter without a load profile (Modbus without history) is *sampled*: its cumulative registers are read at the
+A meter without a load profile (Modbus without [history]) is *sampled*: its cumulative registers are read at the
 boundaries of SAMPLE_PERIOD_S, and travel under the logical names that a load profile would have.
 """
 
 from __future__ import annotations
 
+import math
+
+from edge_core.config.history import PeriodHistory
 from edge_core.config.models import DlmsModel, Model
 from edge_core.domain import Obis
 
@@ -25,21 +28,34 @@ _PERIODS = {"interval": SAMPLE_PERIOD_S, "midnight": DAY_S}
 
 
 def is_sampled(model: Model) -> bool:
-    """Has the meter no load profile, so that an interval that is not sampled in time is lost? Midnights: `keeps`."""
+    """Is this a protocol whose meters are sampled, unless they keep a kind of rows themselves: `keeps`?"""
     return not isinstance(model, DlmsModel)
 
 
+def held_s(model: Model, kind: str) -> float:
+    """For how many seconds a meter holds the newest row of a kind after its capture time: 0 = it is only sampled."""
+    if isinstance(model, DlmsModel):
+        return math.inf
+    if kind == "interval" and model.history is not None:
+        last_only = isinstance(model.history, PeriodHistory)
+        return float(model.history.period_s) if last_only else math.inf
+    return math.inf if kind == "midnight" and model.midnight.history else 0.0
+
+
 def keeps(model: Model, kind: str) -> bool:
-    """Does the meter keep the rows of this kind itself, so that they may be read late? Some Modbus meters keep midnights."""
-    return isinstance(model, DlmsModel) or (kind == "midnight" and bool(model.midnight.history))
+    """Does the meter keep the rows of this kind itself, so that they may be read late? Some Modbus meters do."""
+    return held_s(model, kind) > 0
 
 
 def kinds_of(model: Model) -> list[str]:
     """Kinds of profiles that may be read: interval, midnight, billing, instantaneous, events-<k>."""
     if isinstance(model, DlmsModel):
         return list(model.profiles)
-    sampled = {"interval": model.interval.points, "midnight": model.midnight.points}
-    return [kind for kind in _SAMPLED if sampled.get(kind, True)]
+    had = {
+        "interval": bool(model.interval.points) or model.history is not None,
+        "midnight": bool(model.midnight.points),
+    }
+    return [kind for kind in _SAMPLED if had.get(kind, True)]
 
 
 def profile_of(model: Model, kind: str) -> tuple[Obis, int]:
@@ -52,4 +68,7 @@ def profile_of(model: Model, kind: str) -> tuple[Obis, int]:
         profile = model.profiles[kind]
         # plain text: names of a model know where they were written, which no codec takes
         return Obis(str(profile.obis)), profile.period_s or _PERIODS.get(kind, 0)
-    return _SAMPLED[kind]
+    obis, period_s = _SAMPLED[kind]
+    if kind == "interval" and model.history is not None:
+        period_s = model.history.period_s
+    return obis, period_s

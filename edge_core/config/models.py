@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edge_core.config.history import History, history_of
 from edge_core.config.tables import ConfigErrors, Findings, S, build, did_you_mean
 from edge_core.domain.obis import obis_to_bytes
 from edge_core.domain.units import UNITS
@@ -136,10 +137,16 @@ class Association(_Table, frozen=True, kw_only=True):
     Attributes:
         client: client SAP.
         server: SAP of the logical device, where the address names none.
-        security: authentication mechanism: none, lls, hls2 (AES-128), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC), hls6.
-        suite: security suite of the ciphering.
+        security: authentication mechanism: none, lls, hls2 (AES-128), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC), hls6
+            (SHA-256), hls7 (ECDSA; suites 1 and 2).
+        suite: security suite: 0 and 1 AES-128, 2 AES-256; 1 has P-256, 2 P-384.
         protection: least protection that answers must have; what we ask with.
-        ciphering: service-specific global (glo) or dedicated (ded) tags, general-glo, general-ded, or none.
+        ciphering: service-specific global (glo) or dedicated (ded) tags, general-glo, general-ded, general-ciphering, or
+            none.
+        key_info: under which key general-ciphering goes: the global one without saying so (none) or saying so
+            (identified), a fresh one wrapped under the master key, or one agreed on by one-pass Diffie-Hellman or the
+            static unified model (suites 1 and 2).
+        signed: requests are signed, answers must be (general-signing; suites 1 and 2).
         object: logical name of the association object that HLS passes 3 and 4 act on.
         counter: object that holds the meter's view of our invocation counter; "" = it has none.
         counter_client: client SAP that may read it without ciphering.
@@ -152,10 +159,14 @@ class Association(_Table, frozen=True, kw_only=True):
 
     client: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 48
     server: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 1
-    security: Literal["none", "lls", "hls2", "hls3", "hls4", "hls5", "hls6"] = "none"
+    security: Literal["none", "lls", "hls2", "hls3", "hls4", "hls5", "hls6", "hls7"] = "none"
     suite: Literal[0, 1, 2] = 0
     protection: Protection = "none"
-    ciphering: Literal["none", "glo", "ded", "general-glo", "general-ded"] = "none"
+    ciphering: Literal["none", "glo", "ded", "general-glo", "general-ded", "general-ciphering"] = (
+        "none"
+    )
+    key_info: Literal["none", "identified", "wrapped", "one-pass", "static"] = "identified"
+    signed: bool = False
     object: ObisCode = ObisCode("0.0.40.0.0.255")
     counter: MaybeObis = MaybeObis("")
     counter_client: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 16
@@ -431,6 +442,7 @@ class ModbusModel(msgspec.Struct, frozen=True, kw_only=True):
     sentinels: dict[str, str] = {}
     interval: Sampling = Sampling()
     midnight: Sampling = Sampling()
+    history: History | None = None
 
 
 Model = DlmsModel | ModbusModel
@@ -446,6 +458,7 @@ MODBUS_TABLES = (
     "sentinels",
     "interval",
     "midnight",
+    "history",
 )
 
 
@@ -544,6 +557,19 @@ def _dlms(
         findings.mistake(
             file, "association", "ciphering", "hls5 needs ciphering", 'write ciphering = "glo"'
         )
+    curved = association.security == "hls7" or association.signed
+    curved |= association.ciphering == "general-ciphering" and association.key_info in (
+        "one-pass",
+        "static",
+    )
+    if curved and association.suite == 0:
+        findings.mistake(
+            file,
+            "association",
+            "suite",
+            "hls7, signatures and agreed keys need suite 1 or 2",
+            "write suite = 1",
+        )
     return DlmsModel(
         name=name,
         about=about,
@@ -603,10 +629,15 @@ def _modbus(
     interval = build(Sampling, raw.get("interval", {}), findings, file, "interval")
     midnight = build(Sampling, raw.get("midnight", {}), findings, file, "midnight")
     for table, sampling in (("interval", interval), ("midnight", midnight)):
-        for sampled in sampling.points if sampling else ():
+        for sampled in (*sampling.points, *_history(sampling)) if sampling else ():
             if sampled not in points and sampled not in derived:
                 hint = did_you_mean(sampled, (*points, *derived))
                 findings.mistake(file, table, "points", f'no point "{sampled}"', hint)
+    history = None
+    if "history" in raw:
+        spans = {p.name: (p.table, p.address, p.address + _size(p)) for p in points.values()}
+        units = {p.name: str(p.unit) for p in points.values()}
+        history = history_of(raw["history"], spans, units, findings, file)
     if link is None or interval is None or midnight is None:
         return None
     return ModbusModel(
@@ -619,7 +650,13 @@ def _modbus(
         sentinels={name: ", ".join(texts) for name, texts in sentinels.items()},
         interval=interval,
         midnight=midnight,
+        history=history,
     )
+
+
+def _size(point: Point) -> int:
+    """Registers of a point; the largest type's where that is not told, which is a mistake of its own."""
+    return point.length or (1 if "16" in point.type else 2 if "32" in point.type else 4)
 
 
 def _history(sampling: Sampling) -> list[str]:

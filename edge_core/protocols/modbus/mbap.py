@@ -7,19 +7,23 @@ Source: Modbus Messaging on TCP/IP Implementation Guide V1.0b, section 3.1.3.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+
+from edge_core.protocols.modbus.pdu import WRITE
 
 MAX_LENGTH = 254
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the outstanding request asked for."""
+    """What the outstanding request asked for; `address` counts for function 16, whose answer repeats it."""
 
     transaction: int
     unit: int
     function: int
     count: int
+    address: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,9 @@ def _flaw(frame: bytes, asked: Asked) -> str:
         return "" if len(frame) == 3 else f"an exception of {len(frame) - 1} octets"
     if function != asked.function:
         return f"function {function} answered instead of {asked.function}"
+    if function == WRITE:
+        told = struct.pack(">HH", asked.address, asked.count)
+        return "" if frame[2:] == told else f"{frame[2:].hex()} confirms another write"
     if len(frame) != 3 + frame[2]:
         return f"an octet count of {frame[2]} in an answer of {len(frame) - 3}"
     if frame[2] != 2 * asked.count:

@@ -115,12 +115,22 @@ def _gaps(table: str, spans: Sequence[Span], limits: Limits) -> list[bool]:
     """May the registers between span i and span i + 1 be read? One entry fewer than spans."""
     covered = sorted((s.start, s.end) for s in limits.defined if s.table == table)
     refused = [(s.start, s.end) for s in limits.forbidden if s.table == table]
-    passable = []
-    for left, right in itertools.pairwise(spans):
-        start, end = left.end, right.start
-        free = limits.holes == "tolerant" or _covered(start, end, covered)
-        passable.append(free and not any(a < end and start < b for a, b in refused))
-    return passable
+    return [
+        _passable(left.end, right.start, limits, covered, refused)
+        for left, right in itertools.pairwise(spans)
+    ]
+
+
+def _passable(
+    start: int,
+    end: int,
+    limits: Limits,
+    covered: Iterable[tuple[int, int]],
+    refused: Iterable[tuple[int, int]],
+) -> bool:
+    """May the registers [start, end) be read?"""
+    free = limits.holes == "tolerant" or _covered(start, end, covered)
+    return free and not any(a < end and start < b for a, b in refused)
 
 
 def _covered(start: int, end: int, covered: Iterable[tuple[int, int]]) -> bool:
@@ -187,8 +197,44 @@ def halves(request: Request) -> tuple[Request, Request]:
     return _request(wanted[:cut]), _request(wanted[cut:])
 
 
+def plain(request: Request) -> Request:
+    """The request without neighbours that nobody wants."""
+    return _request(request.wanted)
+
+
 def _request(members: tuple[Span, ...]) -> Request:
     return Request(Span(members[0].table, members[0].start, max(s.end for s in members)), members)
+
+
+def vary(request: Request, limits: Limits, taken: Collection[int]) -> tuple[Request, ...]:
+    """The same values in requests of other counts than `taken`, so that a late answer to one of those does not fit.
+
+    A neighbour of the model is read with them, to the right or to the left, or they are asked for in two parts. What
+    a plan may not do is not done here either.
+
+    Returns:
+        One request or two; none where it cannot be had.
+    """
+    table, span = request.span.table, request.span
+    covered = sorted((s.start, s.end) for s in limits.defined if s.table == table)
+    refused = [(s.start, s.end) for s in limits.forbidden if s.table == table]
+    for start, end in covered:
+        if start >= span.end and end - span.start <= limits.largest:
+            wider = Span(table, span.start, end)
+            beyond = (span.end, end)
+        elif end <= span.start and span.end - start <= limits.largest:
+            wider = Span(table, start, span.end)
+            beyond = (start, span.start)
+        else:
+            continue
+        if wider.count not in taken and _passable(*beyond, limits, covered, refused):
+            return (Request(wider, request.wanted),)
+    for cut in range(1, len(request.wanted)):
+        parts = _request(request.wanted[:cut]), _request(request.wanted[cut:])
+        counts = {part.span.count for part in parts}
+        if len(counts) == 2 and not counts & set(taken):
+            return parts
+    return ()
 
 
 def holes_of(request: Request, defined: Collection[Span]) -> tuple[Span, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_core.protocols.modbus.pdu import EXCEPTIONS
+from edge_core.protocols.modbus.pdu import EXCEPTIONS, WRITE
 from edge_core.protocols.modbus.rtu import crc
 
 TABLES = {3: "holding", 4: "input"}
@@ -36,6 +36,14 @@ def _meaning(direction: str, pdu: bytes) -> str:
     if function & 0x80:
         code = pdu[1] if len(pdu) > 1 else 0
         return f"exception {code}, {EXCEPTIONS.get(code, 'of no standard meaning')}"
+    if function == WRITE and len(pdu) >= 5:
+        address, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")
+        words = " ".join(
+            f"{int.from_bytes(pdu[i : i + 2], 'big'):04x}" for i in range(6, len(pdu), 2)
+        )
+        if direction == "send":
+            return f"ask the history: {words} to {count} registers from {address}"
+        return f"{count} registers from {address} written"
     table = TABLES.get(function, f"function {function}")
     if direction == "send" and len(pdu) == 5:
         address, count = int.from_bytes(pdu[1:3], "big"), int.from_bytes(pdu[3:5], "big")

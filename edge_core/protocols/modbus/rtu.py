@@ -8,9 +8,12 @@ Limits: MAX_BUFFER octets are looked at. Source: Modbus over serial line V1.02, 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import fastcrc
+
+from edge_core.protocols.modbus.pdu import WRITE
 
 MAX_FRAME = 256
 MAX_BUFFER = 4 * MAX_FRAME
@@ -29,32 +32,55 @@ def frame(unit: int, pdu: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Hunt:
-    """What we wait for."""
+    """What we wait for.
+
+    Attributes:
+        unit: who is to answer.
+        function: of the request.
+        count: registers that were asked for, or written.
+        address: function 16 only: where they were written; its answer repeats both.
+    """
 
     unit: int
     function: int
     count: int
+    address: int = 0
 
     @property
     def size(self) -> int:
         """Octets of the answer."""
-        return 5 + 2 * self.count
+        return 8 if self.function == WRITE else 5 + 2 * self.count
+
+    @property
+    def head(self) -> bytes:
+        """The octets that the answer begins with."""
+        if self.function == WRITE:
+            return struct.pack(">BBHH", self.unit, WRITE, self.address, self.count)
+        return bytes([self.unit, self.function, 2 * self.count])
 
     def find(self, octets: bytes) -> bytes | None:
         """The PDU of the answer or of an exception, if its frame is complete in the octets."""
-        for at in range(len(octets) - 4):
-            if octets[at] != self.unit:
-                continue
-            function = octets[at + 1]
-            if function == self.function and octets[at + 2] == 2 * self.count:
+        found = self._find(octets, 0)
+        return found[0] if found else None
+
+    def twice(self, octets: bytes) -> bool:
+        """Are there two such frames in the octets?"""
+        found = self._find(octets, 0)
+        return found is not None and self._find(octets, found[1]) is not None
+
+    def _find(self, octets: bytes, start: int) -> tuple[bytes, int] | None:
+        """The first PDU at or behind `start`, and where its frame ends."""
+        head, refusal = self.head, bytes([self.unit, self.function | 0x80])
+        for at in range(start, len(octets) - 4):
+            if octets.startswith(head, at):
                 size = self.size
-            elif function == self.function | 0x80:
+            elif octets.startswith(refusal, at):
                 size = 5
             else:
                 continue
             candidate = octets[at : at + size]
             if len(candidate) == size and crc(candidate[:-2]) == candidate[-2:]:
-                return candidate[1:-2]
+                return candidate[1:-2], at + size
         return None
 
     def describe(self, octets: bytes) -> str:
@@ -63,7 +89,7 @@ class Hunt:
             return "no answer"
         for at in range(len(octets) - 4):
             unit, function, third = octets[at], octets[at + 1], octets[at + 2]
-            size = 5 if function & 0x80 else 5 + third
+            size = 5 if function & 0x80 else 8 if function == WRITE else 5 + third
             candidate = octets[at : at + size]
             if len(candidate) < size or crc(candidate[:-2]) != candidate[-2:]:
                 continue
@@ -71,6 +97,8 @@ class Hunt:
                 return f"unit {unit} answered instead of unit {self.unit}"
             if function & 0x7F != self.function:
                 return f"function {function} answered instead of {self.function}"
+            if function == WRITE:
+                return "another write was confirmed"
             return f"{third // 2} registers answered instead of {self.count}"
         if octets[:1] == bytes([self.unit]) and len(octets) < self.size:
             return f"only {len(octets)} of {self.size} octets came"

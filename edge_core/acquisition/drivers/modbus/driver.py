@@ -1,6 +1,6 @@
 """The Modbus driver: one session with one unit, from identification to sampled profiles.
 
-A Modbus meter (with few exceptions) remembers nothing: its cumulative registers are read at the boundary and stand
+A Modbus meter (with few exceptions, whose models have a table [history]: `history.py`) remembers nothing: its cumulative registers are read at the boundary and stand
 for the row that a load profile would hold, flagged SAMPLED. The row carries its nominal boundary as time, and in `q`
 when it was really sampled (`at`, the middle of the exchange) and between which instants the meter can have latched it
 (`bound`, both in epoch milliseconds): at a power P the register at the boundary differs from the row by at most
@@ -18,38 +18,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from edge_core.acquisition.drivers import Device, Site
 from edge_core.acquisition.drivers.modbus import proof
+from edge_core.acquisition.drivers.modbus.blocks import Blocks
+from edge_core.acquisition.drivers.modbus.history import Unusable, Window, last_period
 from edge_core.acquisition.drivers.modbus.points import COARSE, SERIAL, Points, Sum, clock_of
 from edge_core.acquisition.drivers.modbus.pool import Lease
 from edge_core.acquisition.drivers.modbus.reader import Learned, Reader, Refused, Unanswered
 from edge_core.acquisition.drivers.modbus.series import Counter, Series
+from edge_core.acquisition.drivers.modbus.window import Channel
 from edge_core.acquisition.profiles import profile_of
+from edge_core.config.history import PeriodHistory
 from edge_core.config.values import parse_address
-from edge_core.domain import Block, Column, Flag, Layout, RegisterReading, Values
+from edge_core.domain import RegisterReading
 from edge_core.errors import LineSilent, MalformedReply, MeterError, MeterRefused, WrongMeter
 from edge_core.protocols.modbus import codec
 from edge_core.protocols.modbus.plan import Span
-from edge_core.schedule.calendar import at_civil_minute, midnight_at_or_before, minutes_east
+from edge_core.schedule.calendar import at_civil_minute, midnight_at_or_before
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from edge_core.acquisition.drivers import Memory, ProfileRequest, Tracer
     from edge_core.acquisition.drivers.modbus.reader import Bulk
     from edge_core.clock import Clock
     from edge_core.config.models import ModbusModel, Point
     from edge_core.config.schema import Line, Meter
-    from edge_core.domain import Obis
+    from edge_core.domain import Block
 
 EARLY = 0.02  # of a period: a sample that much before a boundary belongs to it
-REFRESH_S = 1.0  # meters renew their registers up to a second after the fact
 PROVEN_S = 86_400
 RELEARN_S = 7 * 86_400
-CLOCK_DOUBT_S = 600  # a meter whose clock is further off dates its midnights wrongly
 GATEWAY_SILENT = (10, 11)
 
 
@@ -124,12 +126,17 @@ class Driver:
         return moment.replace(tzinfo=self._zone).timestamp() - ours
 
     async def read_profile(self, request: ProfileRequest) -> Sequence[Block]:
-        """The sample of now, as one row; empty when rows of another time are asked for: there are none."""
+        """The sample of now, as one row; of what the meter keeps itself, the rows that it has.
+
+        Empty when a meter that keeps nothing is asked for rows of another time: there are none.
+        """
         kind = request.kind
+        if kind == "interval" and self._model.history is not None:
+            return [block async for blocks, _ in self.portions(request) for block in blocks]
         items = self._profile_items(kind)
         if kind == "midnight" and self._model.midnight.history:
             return await self._kept_midnights(request)
-        obis, period = profile_of(self._model, kind)
+        _, period = profile_of(self._model, kind)
         time = self._boundary(kind, period, self._clock.now(), request.until)
         if not self._clock.now() - time < max(period, 1) or time < (request.since or 0):
             return []
@@ -143,29 +150,48 @@ class Driver:
         readings = [self._points.reading(item, bulk.words) for item in items]
         if kind == "interval":
             self._refuse_coarse(readings)
-        at = (bulk.sent_at + bulk.heard_at) / 2
-        q: dict[str, Any] = {
-            "at": round(at * 1000),
-            "bound": [round((bulk.sent_at - REFRESH_S) * 1000), round(bulk.heard_at * 1000)],
-        }
-        if rolled:
-            q["rolled"] = rolled
-        return [
-            Block(
-                meter=self._meter.id,
-                device=series.device,
-                kind=kind,
-                layout=_layout(obis, period, readings),
-                times=[time],
-                columns=tuple(_column([r]) for r in readings),
-                flags=((0, 1, int(Flag.SAMPLED)),),
-                tz=minutes_east(time, self._zone),
-                multiplier=self._meter.multiplier,
-                read_at=int(bulk.heard_at),
-                proven_at=int(self._known.get("proven_at") or bulk.heard_at),
-                q=q,
-            )
-        ]
+        return [self._blocks(series.device).sample(kind, time, readings, bulk, rolled)]
+
+    async def portions(
+        self, request: ProfileRequest
+    ) -> AsyncIterator[tuple[Sequence[Block], bool]]:
+        """What `read_profile` reads, in portions of about a day, oldest first; the second value says that more follow."""
+        history = self._model.history
+        if request.kind != "interval" or history is None:
+            yield await self.read_profile(request), False
+            return
+        device = await self.identify()
+        blocks = self._blocks(device.serial)
+        with self._named(), self._usable():
+            assert self._reader is not None, "identify() opens the session"
+            if isinstance(history, PeriodHistory):
+                period, heard_at = await last_period(history, self._points, self._reader)
+                until = request.until
+                wanted = period and (request.since or 0) <= period.time <= (until or period.time)
+                yield (
+                    [blocks.last_period(history, period, heard_at)] if period and wanted else [],
+                    False,
+                )
+                return
+            codes = frozenset(str(p.obis) for p in self._points.all if p.obis and p.unit)
+            window = Window(history, codes, self._reader, self._zone)
+            channels = await self._channels(window)
+            async for portion in window.portions(
+                channels, request.since, request.until, self._clock.now()
+            ):
+                block = blocks.profile(history, portion, self._clock.now())
+                yield [block] if block.rows else [], portion.more
+
+    async def _channels(self, window: Window) -> tuple[Channel, ...]:
+        """What the channels of a load profile store; found out daily."""
+        now = self._clock.now()
+        known = self._known.get("channels")
+        if known and 0 <= now - known[0] < PROVEN_S:
+            return tuple(Channel(*fields) for fields in known[1])
+        channels = await window.channels()
+        rows = [[c.number, c.obis, c.scaler, c.type, c.minutes] for c in channels]
+        self._remember(channels=[int(now), rows])
+        return channels
 
     async def _kept_midnights(self, request: ProfileRequest) -> Sequence[Block]:
         """The midnights that the meter keeps itself, dated by its own clock: no samples, and never too late."""
@@ -185,7 +211,6 @@ class Driver:
                 "read midnight", "the meter's clock holds no time, so its midnights have no date"
             )
         offset = moment.replace(tzinfo=self._zone).timestamp() - (bulk.sent_at + bulk.heard_at) / 2
-        doubt = int(Flag.CLOCK_INVALID) if abs(offset) > CLOCK_DOUBT_S else 0
         days = range(max(len(items) for items in kept.values()))
         times = [
             at_civil_minute(moment.date() - dt.timedelta(days=day), 0, self._zone) for day in days
@@ -198,26 +223,12 @@ class Driver:
         if not rows:
             return []
         counters = [self._points.reading(item, bulk.words) for item in self._points.named(kept)]
-        values = [
-            _column([self._points.reading(items[day], bulk.words) for day in rows])
+        columns = [
+            [self._points.reading(items[day], bulk.words) for day in rows]
             for items in kept.values()
         ]
-        return [
-            Block(
-                meter=self._meter.id,
-                device=device.serial,
-                kind="midnight",
-                layout=_layout(*profile_of(self._model, "midnight"), counters),
-                times=[times[day] for day in rows],
-                columns=tuple(values),
-                flags=((0, len(rows), doubt),) if doubt else (),
-                tz=minutes_east(times[rows[-1]], self._zone),
-                multiplier=self._meter.multiplier,
-                read_at=int(bulk.heard_at),
-                proven_at=int(self._known.get("proven_at") or bulk.heard_at),
-                q={"clock_offset_s": round(offset)},
-            )
-        ]
+        at = [times[day] for day in rows]
+        return [self._blocks(device.serial).midnights(at, counters, columns, bulk.heard_at, offset)]
 
     async def read_registers(self, what: str) -> Sequence[RegisterReading]:
         """One of instantaneous (all measured points), nameplate, status, clock, an OBIS code or a point's name."""
@@ -290,6 +301,10 @@ class Driver:
                 "read interval",
                 f"{', '.join(coarse)} count in steps of 10^{COARSE} and more: too coarse for intervals",
             )
+
+    def _blocks(self, device: str) -> Blocks:
+        proven_at = int(self._known.get("proven_at") or self._clock.now())
+        return Blocks(self._meter, self._model, device, self._zone, proven_at)
 
     def _boundary(self, kind: str, period: int, at: float, until: int | None) -> int:
         """The nominal time of a row sampled at `at`; `until` may name an earlier boundary."""
@@ -487,6 +502,16 @@ class Driver:
         return MeterRefused(self._meter.id, self._where(), during, cause, hint, code=code)
 
     @contextlib.contextmanager
+    def _usable(self) -> Any:
+        """Turn what makes a history useless into an error that names meter, line and step."""
+        try:
+            yield
+        except Unusable as unusable:
+            self._known.pop("channels", None)  # set up anew, perhaps
+            self._remember()
+            raise self._refused("read the load profile", str(unusable), unusable.hint) from unusable
+
+    @contextlib.contextmanager
     def _named(self) -> Any:
         """Turn what reader and line raise into errors that name meter, line and step."""
         try:
@@ -535,15 +560,6 @@ def _modulus(parts: Sequence[Point], scaler: int) -> int:
     raw = point.modulus or widths.get(point.type, 0)
     shift = point.scale - scaler if point.type in codec.FLOATS else 0
     return raw * 10**shift if shift >= 0 else 0
-
-
-def _layout(profile: Obis, period: int, readings: Iterable[RegisterReading]) -> Layout:
-    return Layout(profile, period, tuple(Column(r.obis or "", r.unit, r.scaler) for r in readings))
-
-
-def _column(rows: Iterable[RegisterReading]) -> Values:
-    """The column of a block."""
-    return cast("Values", [r.value for r in rows])
 
 
 def _learned(known: dict[str, Any], now: float) -> Learned:

@@ -11,6 +11,9 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from edge_core.errors import LocalProtocolError
+from edge_core.protocols.modbus import pdu
+
 if TYPE_CHECKING:
     from edge_core.acquisition.drivers import Tracer
     from edge_core.protocols.modbus.plan import Cost
@@ -26,15 +29,18 @@ class Garbled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One read request.
+    """One request.
 
     Attributes:
         unit: whom.
-        function: 3 = holding registers, 4 = input registers.
+        function: 3 = holding registers, 4 = input registers, 16 = write the request registers of a history.
         address: first register.
         count: how many, 1 to 125.
         first: the first request of a session: nobody knows yet whether the unit is there, so it gets more time.
         gap_s: silence before the request, beyond what the framing demands.
+        words: what is written; function 16 only.
+        declared: groups of registers (first, count) that may be written, from the meter model; function 16 only.
+        patience_s: seconds to wait for the answer, where it may take longer than answers do.
     """
 
     unit: int
@@ -43,10 +49,38 @@ class Ask:
     count: int
     first: bool = False
     gap_s: float = 0.0
+    words: tuple[int, ...] = ()
+    declared: tuple[tuple[int, int], ...] = ()
+    patience_s: float = 0.0
 
     def __str__(self) -> str:
+        if self.function == pdu.WRITE:
+            return f"ask the history with {self.count} registers from {self.address}"
         table = "holding" if self.function == 3 else "input"
         return f"read {self.count} {table} registers from {self.address}"
+
+    def pdu(self) -> bytes:
+        """The request's octets.
+
+        Raises:
+            LocalProtocolError: no request that may leave us.
+        """
+        if self.function != pdu.WRITE:
+            return pdu.read_request(self.function, self.address, self.count)
+        if not 1 <= self.unit <= 255:  # 0 would write to every unit of the line
+            raise LocalProtocolError(f"a write to unit {self.unit}")
+        return pdu.write_request(self.address, self.words, self.declared)
+
+    def registers(self, answer: bytes) -> tuple[int, ...]:
+        """Registers of the answer's PDU; () for a write.
+
+        Raises:
+            ModbusException, MalformedApdu: see `protocols.modbus.pdu`.
+        """
+        if self.function != pdu.WRITE:
+            return pdu.read_answer(answer, self.function, self.count)
+        pdu.written(answer, self.address, self.count)
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +129,15 @@ class ModbusLine(Protocol):
 
     cost: Cost
 
+    def owed(self, unit: int) -> frozenset[tuple[int, int]]:
+        """(function, count) of requests whose answers may still come and cannot be told from another's by their octets.
+
+        Empty where answers carry a transaction id.
+        """
+        ...
+
     async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
-        """Ask once, and wait no longer than the line's timeout.
+        """Ask once, and wait no longer than the line's timeout, or as long as the request's patience.
 
         Raises:
             Silent, Garbled: no answer; the line is fit for the next request all the same.

@@ -3,7 +3,8 @@
 What the answers teach is kept in `Learned` (and by the driver in the meter's memory): registers that the unit refuses
 (exception 2: the request is split until the culprit stands alone) and its size limit (exception 3: halved). A busy
 unit (5, 6) is asked again after a pause. An answer that was lost or garbled is asked for again while the session's
-budget lasts, but only of a unit that has answered before in this session: a dead unit costs its line one time-out.
+budget lasts, but only of a unit that has answered before in this session: a dead unit costs its line one time-out. On
+lines that cannot tell a late answer from the next one it is asked for in another size (`plan.vary`).
 
 Bounds: RETRIES repeats and BUSY_WAITS pauses a session, MAX_SPLITS splits a read; each wait is the line's own.
 """
@@ -15,8 +16,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edge_core.acquisition.drivers.modbus.line import Ask, Garbled, Silent
+from edge_core.protocols.modbus import pdu
 from edge_core.protocols.modbus.pdu import ModbusException
-from edge_core.protocols.modbus.plan import Limits, Request, Span, halves, holes_of, plan
+from edge_core.protocols.modbus.plan import (
+    Limits,
+    Request,
+    Span,
+    halves,
+    holes_of,
+    plain,
+    plan,
+    vary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +40,9 @@ RETRIES = 3
 BUSY_WAITS = 4
 BUSY_FIRST_S = 0.25
 MAX_SPLITS = 64
+LONGEST_PAUSE_S = 8.0
 ADDRESS_REFUSED, COUNT_REFUSED, BUSY = 2, 3, (5, 6)
+WORKING = (*BUSY, 10, 11)  # a gateway gives up on a meter that searches
 HOPELESS = 3  # single values refused before anything was read: the table is wrong, not a register
 
 
@@ -49,6 +62,10 @@ class Unanswered(Exception):
         super().__init__(cause)
         self.ask = ask
         self.garbled = garbled
+
+
+class NotKnown(Exception):
+    """A write that may not be repeated had no answer, or one that does not say whether it was done."""
 
 
 @dataclass(slots=True)
@@ -118,6 +135,7 @@ class Reader:
         self._retries = RETRIES
         self._busy_waits = 0
         self._refusals = 0
+        self._unvaried: set[Span] = set()
         self.answered = False
 
     async def read(self, spans: Iterable[Span]) -> Bulk:
@@ -133,13 +151,17 @@ class Reader:
         waiting = self._plan(wanted - known)
         splits = 0
         while waiting:
-            request = waiting.pop(0)
+            request, *others = self._distinct(waiting.pop(0))
+            waiting[:0] = others
             ask = self._ask(request)
             try:
-                answered = await self._once(ask)
+                answered = await self._attempt(ask)
             except ModbusException as refusal:
                 splits += 1
                 waiting = self._after(refusal, request, ask, waiting, bulk, splits)
+                continue
+            if answered is None:
+                waiting.insert(0, request)
                 continue
             bulk.sent_at = bulk.sent_at or answered.sent_at
             bulk.heard_at = answered.heard_at
@@ -154,19 +176,74 @@ class Reader:
         Raises:
             Unanswered, Refused: as in `read`; exceptions 2 and 3 are no errors here.
         """
-        request = Request(span, (span,))
-        ask = self._ask(request)
+        ask = self._ask(Request(span, (span,)))
         try:
-            return (await self._once(ask)).registers
+            while (answered := await self._attempt(ask)) is None:
+                pass
+            return answered.registers
         except ModbusException as refusal:
             if refusal.code in (ADDRESS_REFUSED, COUNT_REFUSED):
                 return None
             raise Refused(ask, refusal.code, str(refusal)) from refusal
 
+    async def write(
+        self,
+        address: int,
+        words: tuple[int, ...],
+        declared: tuple[tuple[int, int], ...],
+        *,
+        patience_s: float = 0.0,
+        once: bool = False,
+    ) -> None:
+        """Write request registers of a history.
+
+        Args:
+            declared: the groups of registers that may be written.
+            patience_s: how long the meter may work on it; repeated until then while it, or its gateway, is busy.
+            once: it may not be done twice.
+
+        Raises:
+            NotKnown: `once`, and nobody knows whether it was done.
+            Unanswered, Refused: as in `read`.
+        """
+        ask = Ask(
+            self._unit, pdu.WRITE, address, len(words),
+            gap_s=self._gap_s, words=words, declared=declared, patience_s=patience_s,
+        )  # fmt: skip
+        time = asyncio.get_running_loop().time
+        until, pause_s = time() + patience_s, BUSY_FIRST_S
+        while True:
+            try:
+                await self._line.read(ask, self._tracer)
+            except ModbusException as refusal:
+                self.answered = True
+                if once and refusal.code != BUSY[1]:  # 6: it was not done
+                    raise NotKnown(str(refusal)) from refusal
+                if refusal.code not in WORKING or not self._wait(time(), until):
+                    raise Refused(ask, refusal.code, str(refusal)) from refusal
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            except (Silent, Garbled) as trouble:
+                if once:
+                    raise NotKnown(str(trouble)) from trouble
+                if not self._retries or (patience_s and time() >= until):
+                    raise Unanswered(ask, str(trouble), isinstance(trouble, Garbled)) from trouble
+                self._retries -= 1
+            else:
+                self.answered = True
+                return
+
+    def _wait(self, now: float, until: float) -> bool:
+        """May a busy unit be waited for? Some pauses a session, and as long as a search may last."""
+        if now < until:
+            return True
+        self._busy_waits += 1
+        return self._busy_waits <= BUSY_WAITS
+
     # --- one request
 
-    async def _once(self, ask: Ask) -> Answered:
-        """One answer, after repeats and pauses if need be."""
+    async def _attempt(self, ask: Ask) -> Answered | None:
+        """One answer, after pauses if the unit is busy; None when it is to be asked again."""
         while True:
             try:
                 answered = await self._line.read(ask, self._tracer)
@@ -183,9 +260,19 @@ class Reader:
                 if not (self.answered or garbled) or not self._retries:
                     raise Unanswered(ask, str(trouble), garbled) from trouble
                 self._retries -= 1
+                return None
             else:
                 self.answered = True
                 return answered
+
+    def _distinct(self, request: Request) -> tuple[Request, ...]:
+        """The request, in another size where the unit still owes an answer of this one."""
+        owed = {
+            count for function, count in self._line.owed(self._unit) if function == request.function
+        }
+        if request.span.count not in owed or request.span in self._unvaried:
+            return (request,)
+        return vary(request, self._limits(), owed) or (request,)
 
     def _after(
         self,
@@ -200,6 +287,10 @@ class Reader:
         code = refusal.code
         if code not in (ADDRESS_REFUSED, COUNT_REFUSED) or splits > MAX_SPLITS:
             raise Refused(ask, code, str(refusal)) from refusal
+        wanted = plain(request)
+        if wanted.span != request.span:  # a neighbour that only changed the size may be at fault
+            self._unvaried.add(wanted.span)
+            return [wanted, *waiting]
         if code == COUNT_REFUSED and len(request.wanted) > 1:
             self._learned.largest = max(
                 request.span.count // 2, max(s.count for s in request.wanted)
@@ -239,16 +330,18 @@ class Reader:
         )
 
     def _plan(self, spans: Iterable[Span]) -> list[Request]:
-        limits = Limits(
+        requests = plan(spans, self._limits(), self._line.cost)
+        if self._tracer:
+            self._tracer("plan", describe(requests, self._line).encode())
+        return requests
+
+    def _limits(self) -> Limits:
+        return Limits(
             min(self._largest, self._learned.largest or self._largest),
             self._holes,
             self._defined,
             tuple(self._learned.refused),
         )
-        requests = plan(spans, limits, self._line.cost)
-        if self._tracer:
-            self._tracer("plan", describe(requests, self._line).encode())
-        return requests
 
 
 def describe(requests: list[Request], line: ModbusLine) -> str:

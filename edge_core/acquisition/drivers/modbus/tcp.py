@@ -23,10 +23,12 @@ from pymodbus.exceptions import ModbusException as PymodbusError
 
 from edge_core.acquisition.drivers.modbus.line import Answered, Ask, BackOff, Garbled, Silent
 from edge_core.protocols.modbus import mbap
-from edge_core.protocols.modbus.pdu import ModbusException
+from edge_core.protocols.modbus.pdu import WRITE, ModbusException
 from edge_core.protocols.modbus.plan import TCP_COST
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from edge_core.acquisition.drivers import Tracer
     from edge_core.clock import Clock
 
@@ -79,12 +81,12 @@ class TcpLine:
     async def _exchange(self, client: AsyncModbusTcpClient, ask: Ask) -> Answered:
         self._transaction = self._transaction % 60_000 + 1
         client.ctx.next_tid = self._transaction - 1  # pymodbus adds one before it sends
-        self._asked = mbap.Asked(self._transaction, ask.unit, ask.function, ask.count)
-        call = client.read_holding_registers if ask.function == 3 else client.read_input_registers
+        ask.pdu()  # what may not leave us does not
+        self._asked = mbap.Asked(self._transaction, ask.unit, ask.function, ask.count, ask.address)
         sent_at = self._clock.now()
         try:
-            async with asyncio.timeout(self._timeout_s) as self._deadline:
-                answer = await call(ask.address, count=ask.count, device_id=ask.unit)
+            async with asyncio.timeout(max(self._timeout_s, ask.patience_s)) as self._deadline:
+                answer = await _call(client, ask)
         except (TimeoutError, PymodbusError) as error:
             raise self._failed(error) from error
         finally:
@@ -93,7 +95,8 @@ class TcpLine:
         heard_at = self._clock.now()
         if answer.isError():
             raise ModbusException(answer.exception_code)
-        return Answered(tuple(answer.registers), sent_at, heard_at)
+        registers = () if ask.function == WRITE else tuple(answer.registers)
+        return Answered(registers, sent_at, heard_at)
 
     def _failed(self, error: Exception) -> Exception:
         """What to raise; the connection ends unless the peer was merely slow."""
@@ -109,6 +112,10 @@ class TcpLine:
             return Silent(f"no answer in {self._timeout_s:g} s")
         self._drop()
         return cause
+
+    def owed(self, unit: int) -> frozenset[tuple[int, int]]:  # noqa: ARG002
+        """See ModbusLine.owed: none, answers carry their transaction id."""
+        return frozenset()
 
     def _half_frame(self) -> int:
         """Octets of a frame that has not ended: the next answer could not be found behind it."""
@@ -189,6 +196,13 @@ class TcpLine:
             client.close()
             self._rubbish = ""
         return client is not None
+
+
+def _call(client: AsyncModbusTcpClient, ask: Ask) -> Awaitable[Any]:
+    if ask.function == WRITE:
+        return client.write_registers(ask.address, list(ask.words), device_id=ask.unit)
+    call = client.read_holding_registers if ask.function == 3 else client.read_input_registers
+    return call(ask.address, count=ask.count, device_id=ask.unit)
 
 
 def _keep_alive(transport: Any) -> None:
