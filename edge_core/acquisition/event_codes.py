@@ -110,3 +110,16 @@ def alarms_of(block: Block, model: Model, now: float, *, authenticated: bool) ->
             phases=known.phases,
             detail={"log": block.layout.profile, "event": code, "meaning": known.meaning},
         )
+
+
+def power_of(block: Block, model: Model) -> list[tuple[int, bool]]:
+    """(time, is the supply back?) of the rows of an event block that tell of a power cut of the whole meter, ascending."""
+    profile = _profile(model, block.layout.profile)
+    if profile is None or not profile.log:
+        return []
+    found = []
+    for at, code in _codes(block, profile):
+        known = vocabulary().get((profile.log, code))
+        if known is not None and known.alarm in ("last-gasp", "restore"):
+            found.append((at, known.alarm == "restore"))
+    return sorted(found)

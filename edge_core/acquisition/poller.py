@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from edge_core import errors
+from edge_core.acquisition.backfill import periodic
 from edge_core.acquisition.causes import GATEWAY_CLOCK, GATEWAY_OFF, JOURNAL_FULL, cause_of
 from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
 from edge_core.acquisition.lines import Lane, Turn
-from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, is_sampled, keeps, kinds_of, profile_of
+from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, held_s, is_sampled, keeps, kinds_of, profile_of
 from edge_core.acquisition.standing import LineState, MeterState, policy_of
 from edge_core.acquisition.visit import Visit, Visited
 from edge_core.config.tables import ConfigErrors
@@ -111,6 +112,7 @@ class Poller:
         }
         names = set(drivers)
         self.meters: dict[str, MeterState] = {}
+        kinds = {name: periodic(model) for name, model in config.models.items()}
         for meter in config.meters.values():
             model = config.models[meter.model]
             if model.about.protocol in names:
@@ -119,6 +121,8 @@ class Poller:
                 )
         for state in self.meters.values():
             state.recall(clock.now(), clock.monotonic())
+            state.pending.kinds = kinds[state.config.model]
+            state.pending.doubt()
             self.agenda.add(state.config.id, self._rules(state), first=0.0)
 
     def _rules(self, state: MeterState) -> dict[Job, tuple[Rule, float]]:
@@ -348,6 +352,10 @@ class Poller:
             if visited.gave_way:
                 self.agenda.again(meter, left, now)
             self.agenda.done(meter, done, now)
+            if visited.owed:
+                self.agenda.again(meter, [Job.BACKFILL], now)
+            if visited.ask_log and Job.EVENTS not in jobs:
+                self.agenda.now_due(meter, [Job.EVENTS], now)
             return True
         self._failed(state, error)
         self._put_off(state, left, done, state.cause, policy_of(error).pause_s(state.failures))
@@ -416,6 +424,7 @@ class Poller:
             set_meters=self.config.clock.set_meters == "on",
             between=lambda: self._between(state, turn, driver),
             unsampled=self._unsampled,
+            pending=state.pending,
         )
         try:
             async with asyncio.timeout(VISIT_S):
@@ -477,6 +486,7 @@ class Poller:
                     )
                 )
             return
+        state.pending.doubt()  # later rows may be taken
         self._refused(state.config.id, error)
 
     def _refused(self, meter: str, error: BaseException) -> None:

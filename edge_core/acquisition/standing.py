@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_core import errors
+from edge_core.acquisition.backfill import Pending
 
 if TYPE_CHECKING:
     from edge_core.acquisition.drivers import Memory
@@ -77,6 +78,7 @@ class MeterState:
         queued: scheduled work waits for a slot; busy: a visit is under way.
         held: what was asked for during a visit.
         backlog: the last visit gave way before it had read everything.
+        pending: what may have to be gone back for.
     """
 
     config: Meter
@@ -95,6 +97,7 @@ class MeterState:
     queued: bool = False
     busy: bool = False
     backlog: bool = False
+    pending: Pending = field(default_factory=Pending)
     held: list[tuple[int, Any]] = field(default_factory=list)
     device: str = ""
     offset_s: float | None = None

@@ -5,8 +5,9 @@ own clock, so that reads overlap and rows repeated by a clock set back are read 
 when the clock was seen to step back. What is new the journal's ledger decides, never this file. The watermark handed
 over never passes the meter's clock or ours.
 
-What a meter did not hold in a span that was read gets its cause here, from what stands around it (causes.py). Long
-reads come in portions; between two of them others may speak, and the visit may give way: what was read is kept.
+What a meter did not hold in a span that was read gets its cause here, from what stands around it (causes.py) and from
+the meter's log of power cuts. After a long absence what is new goes first, and what is older is gone back for (backfill.py).
+Long reads come in portions; between two of them others may speak, and the visit may give way: what was read is kept.
 Open rows, of a billing month that still runs, are not journalled.
 
 A meter's clock is set, where the configuration allows it, after all its profiles were read up to now, and the set is
@@ -15,6 +16,7 @@ journalled as an alarm with the old and the new time.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from dataclasses import dataclass, field
@@ -24,15 +26,31 @@ import msgspec
 
 from edge_core import errors
 from edge_core.acquisition import event_codes
-from edge_core.acquisition.causes import GATEWAY_OFF, absences
+from edge_core.acquisition.backfill import (
+    ABSENT_PERIODS,
+    FRESH_PERIODS,
+    ROUND_ROWS,
+    Pending,
+    Span,
+    told,
+)
+from edge_core.acquisition.causes import (
+    GATEWAY_OFF,
+    METER_POWER_OFF,
+    NO_SUCH_ROW,
+    Absence,
+    absences,
+)
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.profiles import (
     SAMPLE_PERIOD_S,
+    held_s,
     is_sampled,
     keeps,
     kinds_of,
     profile_of,
 )
+from edge_core.config.models import DlmsModel
 from edge_core.domain import Flag, as_list, make_alarm
 from edge_core.schedule.agenda import Job
 from edge_core.schedule.calendar import DAY_S, midnight_at_or_before
@@ -54,6 +72,7 @@ log = logging.getLogger(__name__)
 OVERLAP_PERIODS = 2
 LIVE_S = DAY_S  # what is older than this when it is read goes behind what is new
 SAMPLE_TOLERANCE = 0.2  # of a period: a later sample is no sample of its boundary
+KEPT_OUTAGES = 32
 CLOCK_STEP_MIN_S = 120.0
 CLOCK_LEAVE_S, CLOCK_ALARM_S, CLOCK_FAR_S = 10.0, 300.0, 600.0  # DESIGN section 3, [clock]
 ABSENT_CODES = frozenset((3, 4, 9, 11))
@@ -72,6 +91,8 @@ class Visited:
         no_room: nothing could be asked, because our own disk did not take what must be on it first.
         gave_way: it ended early for somebody more urgent; what is left is due at once.
         late: kinds of samples whose boundary had passed too long ago.
+        owed: rows are missing that no cause names, and are to be gone back for.
+        ask_log: rows are missing for a reason that the meter's event log may tell.
         offset_s, error_s: the meter's clock minus ours, and how far that may be off.
     """
 
@@ -84,6 +105,8 @@ class Visited:
     error_s: float = 0.0
     late: list[str] = field(default_factory=list)
     gave_way: bool = False
+    owed: bool = False
+    ask_log: bool = False
     error: errors.MeterError | None = None
     no_room: errors.JournalError | None = None
 
@@ -97,6 +120,7 @@ class Visit:
         set_meters: may a meter's clock be set?
         between: called between two portions of a long read; True = somebody more urgent waits for the line.
         unsampled: the cause of a boundary that was not sampled and that nobody named yet.
+        pending: what may have to be gone back for.
     """
 
     meter: Meter
@@ -109,6 +133,7 @@ class Visit:
     set_meters: bool = False
     between: Callable[[], Awaitable[bool]] | None = None
     unsampled: Callable[[int], str] = lambda _: GATEWAY_OFF
+    pending: Pending = field(default_factory=Pending)
     result: Visited = field(default_factory=Visited)
 
     async def run(self, jobs: list[Job]) -> None:
@@ -140,8 +165,12 @@ class Visit:
                 if not finished:
                     self.result.gave_way = True
                     return
+            if job is Job.BACKFILL and not await self._go_back(device.serial):
+                self.result.gave_way = True
+                return
             if job is Job.CLOCK and not sampled:
                 await self._check_clock(device.serial, jobs)
+                self.pending.doubt()
             self.result.done.append(job)
 
     def _lacks(self, kind: str, refused: errors.MeterRefused) -> bool:
@@ -168,7 +197,7 @@ class Visit:
         now, period = self.clock.now(), SAMPLE_PERIOD_S
         if job is Job.MIDNIGHT and not keeps(self.model, "midnight"):
             late = now - midnight_at_or_before(now, self.zone)
-        elif job is Job.INTERVAL:
+        elif job is Job.INTERVAL and not keeps(self.model, "interval"):
             late = now % period
         else:
             late = 0.0
@@ -298,33 +327,112 @@ class Visit:
         now = self.clock.now()
         meter_now = now + (self.result.offset_s or 0.0)
         watermark = self.journal.watermark(self.meter.id, device, obis)
-        since, step = None, 0.0
+        since, step, fresh = None, 0.0, False
         if not sampled and watermark is not None:
             step = self._step_of(kind)
             # a meter whose clock stands before the watermark repeats times: where its second pass was left counts
             left = self.memory.get(f"read_to.{kind}")
             start = min(watermark, meter_now, watermark if left is None else float(left))
             since = int(start - OVERLAP_PERIODS * max(period_s, 1) - max(0.0, -step))
+            newest = int(meter_now - FRESH_PERIODS * period_s)
+            fresh = (
+                kind in self.pending.kinds
+                and not step
+                and start < meter_now - ABSENT_PERIODS * period_s
+                and self._ranged(kind)
+            )
+            since = newest if fresh else since
         read: list[Block] = []
-        async for blocks, more in self._portions(ProfileRequest(kind, since=since)):
-            for block in blocks:
-                block = self._closed(block, kind, meter_now)
-                if not block.rows:
-                    continue
-                read.append(block)
-                self.result.rows += block.rows
-                self.result.appended.append(self._append(block, kind, int(min(meter_now, now))))
+        async for block, more in self._rows(ProfileRequest(kind, since=since), now, meter_now):
+            read += [block] if block is not None else []
             if more and self.between is not None and await self.between():
                 self._name_absences(read, watermark, obis, period_s, step)
                 return False
         if sampled:
-            self._name_unsampled(read, obis, period_s)
-        else:
-            self._name_absences(read, watermark, obis, period_s, step)
-            behind = watermark is not None and meter_now < watermark
-            last = self.result.appended[-1] if read else None
-            self._settle_clock(kind, int(meter_now) if behind else None, last)
+            self._name_unsampled(read, obis, period_s, device, watermark)
+            return True
+        self._name_absences(read, None if fresh else watermark, obis, period_s, step)
+        behind = watermark is not None and meter_now < watermark
+        last = self.result.appended[-1] if read else None
+        self._settle_clock(kind, int(meter_now) if behind else None, last)
+        if fresh:
+            self.pending.unproven |= {kind}
+            self.result.owed = True
+        elif kind in self.pending.unproven:
+            if self.pending.spans(self._entry(device, obis), device, kind):
+                self.result.owed = True
+            else:
+                self.pending.prove(kind)
         return True
+
+    def _ranged(self, kind: str) -> bool:
+        """Can the meter be asked for rows from here to there?"""
+        profile = self.model.profiles[kind] if isinstance(self.model, DlmsModel) else None
+        return profile is not None and profile.range in ("inclusive", "exclusive")
+
+    async def _rows(
+        self, request: ProfileRequest, now: float, meter_now: float
+    ) -> AsyncIterator[tuple[Block | None, bool]]:
+        """What a request brings, handed to the journal; and after each answer whether more will follow."""
+        async for blocks, more in self._portions(request):
+            for block in blocks:
+                block = self._closed(block, request.kind, meter_now)
+                if not block.rows:
+                    continue
+                self.result.rows += block.rows
+                self.result.appended.append(
+                    self._append(block, request.kind, int(min(meter_now, now)))
+                )
+                yield block, False
+            yield None, more
+
+    async def _go_back(self, device: str) -> bool:
+        """Read what is missing without a cause, oldest first; False when some of it is left for another round."""
+        await asyncio.wrap_future(self.journal.flush())  # the ledger knows what was read just now
+        left = ROUND_ROWS
+        for kind in kinds_of(self.model):
+            if kind not in self.pending.unproven:
+                continue
+            obis, _ = profile_of(self.model, kind)
+            entry = self._entry(device, obis)
+            for span in self.pending.spans(entry, device, kind):
+                assert entry is not None
+                left = await self._read_span(kind, device, obis, span, entry.period, left)
+                if left <= 0:
+                    return False
+            self.pending.prove(kind)
+        return True
+
+    async def _read_span(
+        self, kind: str, device: str, obis: Obis, span: Span, period: int, left: int
+    ) -> int:
+        """Ask for a span and name what of it the meter does not hold; returns how many rows are left of this round."""
+        now = self.clock.now()
+        meter_now = now + (self.result.offset_s or 0.0)
+        first, last, before = span
+        while first <= last and left > 0:
+            end = min(last, first + (left - 1) * period) if self._ranged(kind) else last
+            request = ProfileRequest(kind, since=before - period, until=end + period)
+            read: list[Block] = []
+            whole = True
+            async for block, more in self._rows(request, now, meter_now):
+                read += [block] if block is not None else []
+                if more and self.between is not None and await self.between():
+                    whole = False
+                    break
+            times = [int(at) for block in read for at in as_list(block.times)]
+            left -= len(times)
+            newest = max([before, *times])
+            end = end if whole else min(end, newest)
+            for gap in told(
+                read, Span(first, last, before), end + period if whole else end, period
+            ):
+                self._name(device, obis, gap)
+            self.pending.reach(device, kind, end, newest)
+            first, before = end + period, newest
+            if not whole:
+                return 0
+        return left if first > last else 0
 
     async def _portions(self, request: ProfileRequest) -> AsyncIterator[tuple[list[Block], bool]]:
         """Portions of a profile where the driver gives them, else all at once."""
@@ -362,10 +470,45 @@ class Visit:
                 if gap.first > watermark + 1
                 or not any(watermark < run.last and run.first <= gap.last for run in entry.runs)
             ]
-        named = [hole for hole in entry.holes if hole.cause] if entry is not None else []
         for gap in found:
-            if not any(hole.first <= gap.last and gap.first <= hole.last for hole in named):
-                self.journal.note_gap(self.meter.id, device, obis, gap.first, gap.last, gap.cause)
+            self._name(device, obis, gap)
+
+    def _name(self, device: str, obis: Obis, gap: Absence) -> None:
+        """Name what is missing where nobody did; in a power cut that the meter has logged, that is the cause."""
+        if gap.cause == NO_SUCH_ROW:
+            self.result.ask_log = True
+            for off, on in self.memory.get("outages") or ():
+                first, last = max(gap.first, off), min(gap.last, on or off)
+                if first <= last:
+                    self.journal.note_gap(
+                        self.meter.id, device, obis, first, last, METER_POWER_OFF, overrule=False
+                    )
+        self.journal.note_gap(
+            self.meter.id, device, obis, gap.first, gap.last, gap.cause, overrule=False
+        )
+
+    def _note_outages(self, block: Block) -> None:
+        """Power cuts from the meter's log: they are the cause of what is missing in them, whatever was thought before."""
+        known: list[list[int]] = [list(cut) for cut in self.memory.get("outages") or ()]
+        found = [list(cut) for cut in known]
+        for at, is_on in event_codes.power_of(block, self.model):
+            if not is_on and (not found or (found[-1][1] and at >= found[-1][1])):
+                found.append([at, 0])
+            elif is_on and found and not found[-1][1] and at >= found[-1][0]:
+                found[-1][1] = at
+        if found == known:
+            return
+        self.memory.put("outages", found[-KEPT_OUTAGES:])
+        for off, on in found:
+            if [off, on] in known or not on:
+                continue
+            for kind in self.pending.kinds:
+                obis, period = profile_of(self.model, kind)
+                passed = off // period != on // period
+                if passed and self.journal.watermark(self.meter.id, block.device, obis):
+                    self.journal.note_gap(
+                        self.meter.id, block.device, obis, off, on, METER_POWER_OFF
+                    )
 
     def _entry(self, device: str, obis: Obis) -> LedgerEntry | None:
         """The ledger of one profile of this meter; costs a look into the journal."""
@@ -374,30 +517,27 @@ class Visit:
                 return entry
         return None
 
-    def _name_unsampled(self, read: list[Block], obis: Obis, period_s: int) -> None:
+    def _name_unsampled(
+        self, read: list[Block], obis: Obis, period_s: int, device: str, watermark: int | None
+    ) -> None:
         """Boundaries between the last sample and this one that nobody named when they passed."""
-        if not read or not period_s:
+        if not read or not period_s or watermark is None or read[-1].device != device:
             return
-        device, at = read[-1].device, max(as_list(read[-1].times))
-        known = self.journal.watermark(self.meter.id, device, obis)
-        if known is None or round((at - known) / period_s) <= 1:
-            return
-        entry = self._entry(device, obis)
-        named = [hole for hole in entry.holes if hole.cause] if entry is not None else []
-        start: int | None = None
-        cause = ""
-        for boundary in [*range(known + period_s, at - period_s // 2, period_s), None]:
-            free = boundary is not None and not any(h.first <= boundary <= h.last for h in named)
-            why = self.unsampled(boundary) if free and boundary is not None else ""
-            if start is not None and why != cause:
+        at = max(as_list(read[-1].times))
+        start, cause = 0, ""
+        for boundary in [*range(watermark + period_s, at - period_s // 2, period_s), 0]:
+            why = self.unsampled(boundary) if boundary else ""
+            if why == cause:
+                continue
+            if cause:
                 last = (boundary or at) - period_s
-                self.journal.note_gap(self.meter.id, device, obis, start, last, cause)
-                start = None
-            if free and start is None:
-                start, cause = boundary, why
+                self.journal.note_gap(
+                    self.meter.id, device, obis, start, last, cause, overrule=False
+                )
+            start, cause = boundary, why
 
     def _append(self, block: Block, kind: str, ceiling: int) -> Future[Any]:
-        """Into the journal; what is sampled no meter holds, so it is safe within 200 ms."""
+        """Into the journal; what no meter holds for long is safe within 200 ms."""
         times = as_list(block.times)
         newest = max(times)
         if self.result.offset_s is not None and block.q is None:
@@ -412,10 +552,12 @@ class Visit:
             self.result.alarms += event_codes.alarms_of(
                 block, self.model, self.clock.now(), authenticated=proven
             )
+            self._note_outages(block)
         sampled = any(bits & Flag.SAMPLED for _, _, bits in block.flags)
+        fleeting = sampled or held_s(self.model, kind) <= SAMPLE_PERIOD_S
         return self.journal.append(
             block,
-            durable="soon" if sampled else "lazy",
+            durable="soon" if fleeting else "lazy",
             lane="live" if newest > self.clock.now() - LIVE_S else "backlog",
             watermark=min(newest, ceiling),
         )

@@ -32,7 +32,7 @@ class Priority(IntEnum):
 
 
 class Job(IntEnum):
-    """What may be due; the order in which one visit does them."""
+    """What may be due; the order in which one visit does them. BACKFILL has no rule: who finds rows missing asks for it."""
 
     MIDNIGHT = 0
     INTERVAL = 1
@@ -40,13 +40,19 @@ class Job(IntEnum):
     EVENTS = 3
     INSTANTANEOUS = 4
     CLOCK = 5
+    BACKFILL = 6
 
     @property
     def priority(self) -> Priority:
         """On a shared line."""
-        return {Job.MIDNIGHT: Priority.MIDNIGHT, Job.INTERVAL: Priority.INTERVAL}.get(
-            self, Priority.HOUSEKEEPING
-        )
+        return _PRIORITIES.get(self, Priority.HOUSEKEEPING)
+
+
+_PRIORITIES = {
+    Job.MIDNIGHT: Priority.MIDNIGHT,
+    Job.INTERVAL: Priority.INTERVAL,
+    Job.BACKFILL: Priority.BACKFILL,
+}
 
 
 @dataclass(slots=True)
@@ -108,6 +114,9 @@ class Agenda:
         if entry is None:
             return
         for job in jobs:
+            if job not in entry.rules:
+                entry.due.pop(job, None)
+                continue
             rule, phase = entry.rules[job]
             entry.due[job] = now if job in entry.wanted else next_due(rule, now, self.zone, phase)
         entry.wanted.clear()
@@ -140,8 +149,9 @@ class Agenda:
         """Our clock was set back: what waits for a time further off than its rule allows is planned again."""
         for entry in self._entries.values():
             for job, due in entry.due.items():
-                rule, phase = entry.rules[job]
-                entry.due[job] = min(due, next_due(rule, now, self.zone, phase))
+                rule, phase = entry.rules.get(job, (None, 0.0))
+                latest = now if rule is None else next_due(rule, now, self.zone, phase)
+                entry.due[job] = min(due, latest)
             self._list(entry)
 
     def pause(self, meter: str) -> None:

@@ -205,6 +205,9 @@ class Device:
             return
         self.capture(civil)
         self.outages.append((self.off_since, int(civil)))
+        if self.layout.east:
+            self.note_event(2, 101, self.off_since)
+            self.note_event(2, 102, int(civil))
         self.off_since = None
         for rows in self.rows.values():
             if rows.profile.log is None:
