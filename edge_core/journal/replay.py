@@ -52,12 +52,12 @@ class Replay:
         self._lock = threading.Lock()  # book and `_after` move together
         self._listing = threading.Lock()
         self._holding: dict[int, list[int]] | None = None  # device: segments
-        self._after = self._upto = 0
+        self._first = self._after = self._upto = 0
         self.done = threading.Event()
 
     def begin(self, after: int, upto: int) -> None:
         """Absorb the segments above `after` up to `upto`."""
-        self._after, self._upto = after, upto
+        self._first, self._after, self._upto = after, after, upto
 
     def step(self) -> bool:
         """Absorb the next segment; False when there is none. In the writer thread."""
@@ -145,7 +145,8 @@ class Replay:
                 holding = {}
                 for generation in self._generations.committed():
                     query = f"SELECT id, body FROM seg{generation.slot} WHERE id > ? AND id <= ?"
-                    for segment, body in connection.execute(query, (self._after, self._upto)):
+                    # from the first on: whoever asked may have seen the book less far than it is now
+                    for segment, body in connection.execute(query, (self._first, self._upto)):
                         for device in codec.devices(body):
                             holding.setdefault(device, []).append(segment)
                 self._holding = holding

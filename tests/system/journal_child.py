@@ -1,10 +1,11 @@
 """What the kill tests kill: appends, alarms, counters, releases, as fast as it can, telling what was acknowledged.
 
-A fork server: it imports once, and forks one child per line "RUN <folder> <seed> <mode>" on stdin. A child writes its
+A fork server: it imports once, and forks one child per line "RUN <folder> <seed> <mode> <clock>" on stdin. A child writes its
 acknowledgements to `<folder>/acks` (one os.write each, so that a kill takes nothing back: the page cache outlives the process).
 Modes: `go` = until it is killed; `trace:<n>` = the child ends itself by SIGKILL before the n-th SQL statement of its
 connections, `ops:<n>` = in the middle of one, after n times 20 instructions of SQLite's virtual machine; `late-trace` and
-`late-ops` begin to count when both files are open.
+`late-ops` begin to count when both files are open. `migrate:<n>` = as `trace`, while a release with a second schema opens
+the journal. The clock is one of OPENDCU_CLOCK, or "-" for the system's.
 """
 
 import itertools
@@ -17,10 +18,17 @@ from pathlib import Path
 
 from edge_core.clock import SystemClock
 from edge_core.domain import Flag
-from edge_core.journal import CounterStore, Journal, store
+from edge_core.journal import CounterStore, Journal, opening, store
 from tests.integration.journal.conftest import make_alarm, make_block
 
 METERS = 12
+LIMITS = {"max_bytes": 768 << 10, "alarm_reserve_bytes": 64 << 10, "keep_acked_s": 40}
+NEXT_SCHEMA = """
+CREATE TABLE later(id INTEGER PRIMARY KEY, body BLOB);
+ALTER TABLE note ADD COLUMN later TEXT;
+INSERT INTO later SELECT id, body FROM note;
+CREATE INDEX later_notes ON note(later);
+"""
 TITLE, METER_TITLE, KEY = b"ODCKILLS", b"GRXKILLS", "ab" * 8
 
 
@@ -49,7 +57,23 @@ class Fuse:
             signal.pause()
 
 
-def child(folder, seed, mode, turns=None):
+def clock_of(text):
+    """The system's clock for "-", else as OPENDCU_CLOCK describes it."""
+    return SystemClock() if text == "-" else SystemClock.from_environment({"OPENDCU_CLOCK": text})
+
+
+def migrate(folder, mode):
+    """Open as a release with a further schema would."""
+    schemas = opening.schemas()
+    opening.schemas = lambda: [*schemas, NEXT_SCHEMA]
+    Fuse(mode.replace("migrate", "trace"))
+    Journal.open(Path(folder) / "journal.db", clock=SystemClock()).close()
+
+
+def child(folder, seed, mode, turns=None, clock="-"):
+    if mode.startswith("migrate"):
+        migrate(folder, mode)
+        return
     folder = Path(folder)
     rng = random.Random(seed)
     acks = os.open(folder / "acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -58,9 +82,8 @@ def child(folder, seed, mode, turns=None):
         os.write(acks, (" ".join(map(str, words)) + "\n").encode())
 
     fuse = Fuse(mode)
-    options = {"max_bytes": 768 << 10, "alarm_reserve_bytes": 64 << 10, "keep_acked_s": 40}
-    journal = Journal.open(folder / "journal.db", clock=SystemClock(), **options)
-    counters = CounterStore.open(folder / "counters.db", clock=SystemClock())
+    journal = Journal.open(folder / "journal.db", clock=clock_of(clock), **LIMITS)
+    counters = CounterStore.open(folder / "counters.db", clock=clock_of(clock))
     fuse.lit = True
     say("open", journal.epoch)
     if journal.was_damaged or (counters.was_damaged):
@@ -126,11 +149,12 @@ def main():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     assert sqlite3.threadsafety
     for line in sys.stdin:
-        _, folder, seed, mode = line.split()
+        _, folder, seed, mode, clock = line.split()
         pid = os.fork()
         if not pid:
             try:
-                child(folder, int(seed), mode)
+                child(folder, int(seed), mode, clock=clock)
+                os._exit(0)
             except BaseException as error:
                 import traceback
 

@@ -25,7 +25,8 @@ from edge_core.journal.counters import JUMP
 from tests.conftest import Mosquitto, eventually_sync
 from tests.integration.uplink.conftest import Cloud
 from tests.system.conftest import FLEET, SPEED, Fleet, Installation
-from tests.system.test_journal_power_cuts import File, records, shim
+from tests.system.power_cuts import File, records
+from tests.system.test_journal_power_cuts import shim
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
 __all__ = ["shim"]

@@ -1,6 +1,8 @@
 """After a kill each meter's ledger is whole at the first question, however far the others have come."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -107,4 +109,29 @@ def test_a_segment_that_rotted_costs_its_rows_only(opening, killed):
     captured = sum(entry.captured for found in before for *_, entry in found)
     wanted = sum(e.captured for m in range(METERS) for e in journal.ledger(f"GP{m}"))
     assert 0 < captured < wanted
+    halfway.db.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_ask_while_the_writer_replays(opening, killed, seed):
+    journal = opening()
+    fill(journal, seed)
+    path = journal.path.parent.parent / killed(journal, "b") / "journal.db"
+    wanted = [[e.captured for e in journal.ledger(f"GP{m}")] for m in range(METERS)]
+    halfway = Halfway(path)
+    start = threading.Barrier(4)
+
+    def ask(turn):
+        db = store.connect(path, reader=True)
+        start.wait(10)
+        order = random.Random(turn).sample(range(METERS), METERS)
+        found = {m: [e.captured for *_, e in halfway.replay.entries(db, f"GP{m}")] for m in order}
+        db.close()
+        return [found[m] for m in range(METERS)]
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask, turn) for turn in range(3)]
+        start.wait(10)
+        halfway.replay.finish()
+        assert [future.result(20) for future in asked] == [wanted] * 3
     halfway.db.close()
