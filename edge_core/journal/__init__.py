@@ -2,6 +2,7 @@
 
 from edge_core.journal.counters import CounterStore
 from edge_core.journal.journal import Journal
+from edge_core.journal.journals import Journals
 from edge_core.journal.records import (
     Appended,
     Aside,
@@ -24,6 +25,7 @@ __all__ = [
     "Hole",
     "Journal",
     "JournalStatus",
+    "Journals",
     "Lane",
     "LedgerEntry",
     "Note",

@@ -76,8 +76,8 @@ class Journal(Reading):
         alarm_reserve_bytes: int,
         keep_s: dict[int, float],
     ) -> None:
-        super().__init__(keep_s, max_bytes, lock)
-        self.path = path
+        super().__init__(keep_s, max_bytes)
+        self.path, self._file_lock = path, lock
         self.epoch = 0
         self.was_damaged: str | None = None
         self.was_copied: str | None = None
@@ -394,6 +394,15 @@ class Journal(Reading):
             unreadable=len(self._unreadable),
             damaged=writing.damaged or self.was_damaged,
         )
+
+    def is_used(self) -> bool:
+        """Does it hold, or did it hold, something that may have been sent?"""
+        status = self.status()
+        waiting = status.alarms_waiting or status.notes_waiting or status.aside
+        return bool(status.head or waiting)
+
+    def register(self, register: object) -> None:
+        """One journal has no files of others to number (`Journals` has)."""
 
     # ---- inside --------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ class Reading:
     path: Path
     epoch: int
     _writing: Transaction
+    _file_lock: store.FileLock
 
-    def __init__(self, keep_s: dict[int, float], max_bytes: int, file_lock: store.FileLock) -> None:
-        self._file_lock = file_lock
+    def __init__(self, keep_s: dict[int, float], max_bytes: int) -> None:
         self._lock = threading.Lock()  # of `_released`, `_hidden` and `_readers`
         self._names = Names()
         self._book = Book(self._names)

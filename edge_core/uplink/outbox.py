@@ -7,6 +7,7 @@ What stands here, and why it is enough:
   with the next group, LAZY_S at most, never before publishing; a record whose ack comes within that time is never
   written. One that a crash swallowed costs a second transmission under a new number, nothing else.
 - acked ranges of items that are acked in part, and the messages set aside, so that a restart does not send them again.
+- what other processes read here: what is acked of their journals (register.py), and commands (record.py).
 
 An item is a segment of the journal (its parts are its rows, numbered through its blocks), a note (parts: what it was
 cut into) or an alarm (one part). The thread that writes is the only one that touches the file. A full disk is no
@@ -23,12 +24,13 @@ import sqlite3
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from edge_core.clock import Clock
@@ -48,6 +50,13 @@ CREATE TABLE sends (n INTEGER PRIMARY KEY, refs BLOB NOT NULL, sha256 BLOB NOT N
 CREATE TABLE acked (kind TEXT, key, total INTEGER NOT NULL, ranges BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE aside (n INTEGER PRIMARY KEY, refs BLOB NOT NULL, cause TEXT NOT NULL, why TEXT NOT NULL, at INTEGER NOT NULL);
 """
+ADDED = """
+CREATE TABLE IF NOT EXISTS source (id INTEGER PRIMARY KEY, name TEXT NOT NULL, epoch INTEGER NOT NULL, UNIQUE (name, epoch));
+CREATE TABLE IF NOT EXISTS freed (seq INTEGER PRIMARY KEY, source INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS command (id TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, at INTEGER NOT NULL,
+    expires INTEGER NOT NULL, payload BLOB NOT NULL, answer BLOB) WITHOUT ROWID;
+"""
+"""Since release 0.2: a release before it leaves these alone."""
 
 Item = tuple[str, int | str]
 """("s", segment) | ("n", note) | ("a", alarm id)."""
@@ -115,6 +124,10 @@ def unpack(octets: bytes) -> tuple[Ref, ...] | None:
     return record.refs if record.version == RECORD_VERSION else None
 
 
+Row = tuple[str, tuple[object, ...]]
+"""A statement of register.py or record.py, and its parameters."""
+
+
 @dataclass(slots=True)
 class _Batch:
     """What waits to be written in one transaction."""
@@ -126,12 +139,19 @@ class _Batch:
     partials: dict[Item, tuple[int, Ranges] | None] = field(default_factory=dict)
     asides: dict[int, AsideRow | None] = field(default_factory=dict)
     figures: dict[str, int] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    makers: list[Callable[[], list[Row]]] = field(default_factory=list)
     waiting: list[Future[None]] = field(default_factory=list)
 
     def behind(self, earlier: _Batch) -> _Batch:
         """This one, said after an earlier one that could not be written."""
+        more: dict[str, Any] = {
+            "rows": earlier.rows + self.rows,
+            "makers": earlier.makers + self.makers,
+            "waiting": earlier.waiting + self.waiting,
+        }
         if self.wipe:
-            return replace(self, waiting=earlier.waiting + self.waiting)
+            return replace(self, **more)
         records = earlier.records | self.records
         return _Batch(
             earlier.wipe,
@@ -141,8 +161,23 @@ class _Batch:
             earlier.partials | self.partials,
             earlier.asides | self.asides,
             earlier.figures | self.figures,
-            earlier.waiting + self.waiting,
+            **more,
         )
+
+
+def _nothing() -> None:
+    """What is called back where nobody listens."""
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A connection to an uplink.db that only reads.
+
+    Raises:
+        sqlite3.Error: there is none.
+    """
+    db = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5.0)
+    db.execute("PRAGMA query_only = 1")
+    return db
 
 
 class Outbox:
@@ -154,8 +189,10 @@ class Outbox:
         self.was_created = False
         self._clock = clock
         self._changed = threading.Condition()
+        self._tables_added = False
         self._db = self._open()
         self.epoch = self._meta("epoch")
+        self.born = self._meta("born")
         self.earlier: dict[int, tuple[Ref, ...]] = {}
         self.acked: dict[Item, tuple[int, Ranges]] = {}
         self.aside: dict[int, AsideRow] = {}
@@ -163,12 +200,16 @@ class Outbox:
         self._next = self._limit = self._meta("reserved") + 1
         self._day, self._spent = self._meta("day"), self._meta("spent")
         self._batch = _Batch(extend=True)
+        if not self.born:
+            self.born = self._batch.figures["born"] = secrets.randbits(62) | 1
         self._on_disk: set[int] = set(self.earlier)  # or on the way there
         self._urgent = False
         self._dirty_since: float | None = None
         self._extending = True
         self._closing = False
         self.failed = ""
+        self.on_rows: Callable[[], object] = _nothing
+        """Called in the writer's thread when statements of collaborators are durable."""
         self._thread = threading.Thread(target=self._write_loop, name="outbox", daemon=True)
 
     @classmethod
@@ -197,8 +238,8 @@ class Outbox:
             self.aside.clear()
             self._on_disk.clear()
             self._batch = _Batch(
-                wipe=True, figures={"epoch": epoch, "reserved": 0}, waiting=self._batch.waiting
-            )
+                wipe=True, figures={"epoch": epoch, "reserved": 0, "born": self.born}
+            ).behind(self._batch)
             self._next = self._limit = 1
         else:
             self._next = self._limit = self._limit + secrets.randbelow(SKIP)
@@ -293,6 +334,22 @@ class Outbox:
             self._batch.figures |= {"day": day, "spent": self._spent}
             self._touch()
 
+    def write(self, sql: str, *values: object) -> None:
+        """A statement of a collaborator, after those said before, committed at once."""
+        with self._changed:
+            self._batch.rows.append((sql, values))
+            self._touch(urgent=True)
+
+    def write_later(self, make: Callable[[], list[Row]]) -> None:
+        """Statements of a collaborator, asked for (in the writer's thread) when the next group is committed."""
+        with self._changed:
+            self._batch.makers.append(make)
+            self._touch()
+
+    def reading(self) -> sqlite3.Connection:
+        """A connection for a collaborator that only reads; the caller closes it."""
+        return open_reader(self.path)
+
     def sync(self) -> Future[None]:
         """Done when everything said before is on disk."""
         future: Future[None] = Future()
@@ -354,6 +411,8 @@ class Outbox:
             epoch, reserve = self.epoch, self._limit - 1 + RANGE
         if batch.extend:
             batch.figures["reserved"] = reserve
+        makers, batch.makers = batch.makers, []
+        batch.rows += [row for make in makers for row in make()]
         try:
             self._write(batch)
         except sqlite3.Error as error:
@@ -379,10 +438,14 @@ class Outbox:
             self.failed = ""
         for future in batch.waiting:
             future.set_result(None)
+        if batch.rows:
+            self.on_rows()
         return True
 
     def _write(self, batch: _Batch) -> None:
         db = self._db
+        if not self._tables_added:
+            self._add_tables(db)
         db.execute("BEGIN IMMEDIATE")
         if batch.wipe:
             db.execute("DELETE FROM sends")
@@ -409,6 +472,8 @@ class Outbox:
                     "INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?)",
                     (n, pack(row.refs), *row[1:]),
                 )
+        for sql, values in batch.rows:
+            db.execute(sql, values)
         db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", batch.figures.items())
         db.execute("COMMIT")
 
@@ -447,12 +512,18 @@ class Outbox:
                 db.executescript(
                     f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
                 )
-            elif (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            with contextlib.suppress(sqlite3.OperationalError):  # no room: with the first commit
+                self._add_tables(db)
+            if version and (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(found)  # noqa: TRY301 one place that closes it
         except BaseException:
             db.close()
             raise
         return db
+
+    def _add_tables(self, db: sqlite3.Connection) -> None:
+        db.executescript(ADDED)
+        self._tables_added = True
 
     def _meta(self, key: str) -> int:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

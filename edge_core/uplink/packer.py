@@ -1,4 +1,4 @@
-"""From the journal to messages: cursors over segments, bins of pieces per kind, drafts that fit.
+"""From the journals to messages: cursors over segments, bins of pieces per kind, drafts that fit.
 
 Memory is bounded whatever waits: a lane holds pieces for little more than one message per kind, the rest stays in the
 journal behind a cursor. Live is what was journalled since the cursor of the live lane; what waited before that (a
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from edge_core import errors
+from edge_core.journal.journals import base_of
 from edge_core.uplink.outbox import NOTE, SEGMENT, Ref
 from edge_core.uplink.payloads import events, notes, reads
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from edge_core.domain import Block
-    from edge_core.journal import Journal, Segment
+    from edge_core.journal import Journal, Journals, Segment
     from edge_core.journal import Lane as JournalLane
     from edge_core.uplink.outbox import Item, Ranges
     from edge_core.uplink.topics import Topics
@@ -108,24 +109,31 @@ def room_of(limit: int, dcu: str) -> int:
     return limit - HEAD_ROOM - 6 * len(dcu)
 
 
+def _nothing(*_: object) -> None:
+    """What `seen` does where nobody wants to know."""
+
+
 class Packer:
-    """Makes drafts of what waits in one journal.
+    """Makes drafts of what waits in one journal, or in the journals of all processes.
 
     Args:
         covered: parts of an item that must not be sent; None = all of them.
         room: octets of a message without its envelope; may change between drafts.
         describe: meaning of event codes.
+        seen: told (kind, sub, body) of each note that is read.
     """
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Journal | Journals,
         topics: Topics,
         *,
         covered: Callable[[Item], Ranges | None],
         room: int,
         describe: events.Describe = events.unknown,
+        seen: Callable[[str, str, dict[str, object]], object] = _nothing,
     ) -> None:
+        self._seen = seen
         self._journal = journal
         self._topics = topics
         self._covered = covered
@@ -136,12 +144,30 @@ class Packer:
 
     def reset(self) -> None:
         """Begin again at the oldest segment: what waits now is backlog, what comes is live."""
-        head = self._journal.head()
-        self._old: deque[Stretch] = deque([Stretch(0, head, None)] if head else [])
-        self._live = Stretch(head, -1, "live")
-        self._fill = Stretch(head, -1, "backlog")
+        self._old: deque[Stretch] = deque()
+        self._live: deque[Stretch] = deque()
+        self._fill: deque[Stretch] = deque()
+        self._bases: set[int] = set()
         self._redo: deque[Ref] = deque()
         self._bins: dict[BulkLane, dict[str, Bin]] = {"live": {}, "backlog": {}}
+        self._find_files()
+
+    def _find_files(self) -> dict[int, int]:
+        """Begin to read files that are new; the head of each file by its base."""
+        heads = self._journal.heads()
+        for base, head in heads.items():
+            if base not in self._bases:
+                if head > base:
+                    self._old.append(Stretch(base, head, None))
+                self._live.append(Stretch(head, -1, "live"))
+                self._fill.append(Stretch(head, -1, "backlog"))
+        if self._bases - heads.keys():  # set aside, or begun anew under another base
+            for lane in (self._old, self._live, self._fill):
+                kept = [stretch for stretch in lane if base_of(stretch.after) in heads]
+                lane.clear()
+                lane.extend(kept)
+        self._bases = set(heads)
+        return heads
 
     def again(self, refs: Iterable[Ref]) -> None:
         """Read these parts of segments once more."""
@@ -149,10 +175,12 @@ class Packer:
 
     def demote(self) -> None:
         """What the live lane has not read yet becomes backlog, if it lags."""
-        head = self._journal.head()
-        if head - self._live.after > BEHIND:
-            self._old.append(Stretch(self._live.after, head, "live"))
-            self._live.after = head
+        heads = self._find_files()
+        for live in self._live:
+            head = heads[base_of(live.after)]
+            if head - live.after > BEHIND:
+                self._old.append(Stretch(live.after, head, "live"))
+                live.after = head
 
     # --- drafts
 
@@ -178,6 +206,7 @@ class Packer:
     ) -> Iterator[tuple[int, list[Draft]]]:
         """Drafts of notes that wait behind `after`, with the note's id; none for those under way."""
         for note in self._journal.notes_waiting(after, BATCH):
+            self._seen(note.kind, note.sub, note.body)
             if known((NOTE, note.id)):
                 yield note.id, []
                 continue
@@ -270,8 +299,9 @@ class Packer:
 
     def _segments(self, lane: BulkLane) -> Iterator[tuple[int, Ref | None]]:
         """Segments of a lane in the order in which they are sent; the cursor moves with each."""
+        self._find_files()
         if lane == "live":
-            yield from self._scan(self._live)
+            yield from self._scan_all(self._live)
             return
         while self._redo:
             ref = self._redo.popleft()
@@ -279,7 +309,13 @@ class Packer:
         while self._old:
             yield from self._scan(self._old[0])
             self._old.popleft()
-        yield from self._scan(self._fill)
+        yield from self._scan_all(self._fill)
+
+    def _scan_all(self, stretches: deque[Stretch]) -> Iterator[tuple[int, None]]:
+        """One stretch after the other, each time another one first."""
+        stretches.rotate(-1)
+        for stretch in list(stretches):
+            yield from self._scan(stretch)
 
     def _scan(self, stretch: Stretch) -> Iterator[tuple[int, None]]:
         while True:

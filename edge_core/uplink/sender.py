@@ -1,4 +1,4 @@
-"""The sender: journal to client to acknowledgement, in three lanes.
+"""The sender: journals to client to acknowledgement, in three lanes.
 
 Alarms leave in the turn of the loop in which they were heard. Notes and live blocks come next, backlog last. A message
 has a number of its own for ever; until it is acked it is sent again with the same octets, 5 s after the PUBACK at
@@ -21,11 +21,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_core import errors
+from edge_core.journal.journals import base_of
 from edge_core.uplink.alarm_lane import AlarmLane
 from edge_core.uplink.deliveries import PASSING, Deliveries
 from edge_core.uplink.outbox import ALARM, NOTE, SEGMENT, Outbox
 from edge_core.uplink.packer import Draft, Packer, room_of
 from edge_core.uplink.payloads import down, events
+from edge_core.uplink.record import Record
+from edge_core.uplink.register import Sources
 from edge_core.uplink.status import Counts, Hooks, SenderStatus
 from edge_core.uplink.topics import Topics
 from edge_core.uplink.transmitter import Outcomes, Transmitter
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
     from edge_core.domain import Alarm
-    from edge_core.journal import Journal
+    from edge_core.journal import Journal, Journals
     from edge_core.uplink.clients import Client
     from edge_core.uplink.deliveries import Sent
     from edge_core.uplink.outbox import AsideRow, Item, Ref
@@ -66,7 +69,7 @@ STOP_S = 1.0
 
 
 class Sender:
-    """Sends what one journal holds through one client.
+    """Sends what one journal holds, or those of all processes, through one client.
 
     Args:
         config: `[gateway]`, `[uplink]`, `[alarms]` are used.
@@ -77,7 +80,7 @@ class Sender:
     def __init__(
         self,
         config: Config,
-        journal: Journal,
+        journal: Journal | Journals,
         client: Client,
         clock: Clock,
         *,
@@ -99,6 +102,9 @@ class Sender:
         self._no_acks_s = self._no_acks_after = no_acks_s
         self.counts = Counts()
         self._outbox = Outbox.open(config.data_dir / "uplink.db", clock=clock)
+        self._outbox.on_rows = self._hooks.on_rows
+        journal.register(Sources(self._outbox))
+        self.record = Record(self._outbox)
         self._begin_epoch()
         self._deliveries = Deliveries(self._outbox)
         self._out = Transmitter(
@@ -116,6 +122,7 @@ class Sender:
             covered=self._deliveries.covered,
             room=room_of(self._out.limit, dcu),
             describe=describe,
+            seen=self._note_seen,
         )
         self._alarms = AlarmLane(
             self._topics,
@@ -133,7 +140,8 @@ class Sender:
         self._publishing: set[asyncio.Task[None]] = set()
         self._reason = "not yet connected"
         self._notes: deque[Draft] = deque()
-        self._notes_after, self._notes_told = 0, True
+        self._notes_after: dict[int, int] = {}
+        self._notes_told = True
         self._last_ack = self._looked = self._swept = float("-inf")
         self._unanswered_since: float | None = None
         self._unheard_resends = 0
@@ -148,10 +156,8 @@ class Sender:
     def _begin_epoch(self) -> None:
         """Number on in the journal's epoch, or in a new one where ours cannot know what was used in it."""
         outbox, epoch = self._outbox, self._journal.epoch
-        status = self._journal.status()
-        used = status.head or status.alarms_waiting or status.notes_waiting or status.aside
         why = ""
-        if outbox.was_created and used:
+        if outbox.was_created and self._journal.is_used():
             why = outbox.was_damaged or "uplink.db is new, the journal is not"
         elif not outbox.was_created and epoch < outbox.epoch:
             why = "the journal is older than uplink.db"
@@ -239,6 +245,16 @@ class Sender:
         self._commit_told = False
         self._notes_told = True
         self._out.changed.set()
+
+    def look(self) -> None:
+        """Some alarms of other processes did not arrive: find them in their journals. On the event loop."""
+        self._alarms.missed = True
+        if self._connected.is_set() and not self._out.paused:
+            self._task(self._look_for_alarms())
+
+    def _note_seen(self, kind: str, sub: str, body: dict[str, object]) -> None:
+        if kind == "replies":
+            self.record.answered(sub, body)
 
     def _alarm_heard(self, alarm: Alarm) -> None:
         if self._connected.is_set() and not self._out.paused:
@@ -406,7 +422,7 @@ class Sender:
             self._deliveries.load()
             await self._build(self._packer.reset)
             self._notes.clear()
-            self._notes_after, self._notes_told = 0, True
+            self._notes_after, self._notes_told = {}, True
             self._alarms.missed = True
         finally:
             self._out.paused = False
@@ -499,14 +515,17 @@ class Sender:
         if not self._notes and self._notes_told:
             self._notes_told = False
 
-            def read() -> list[tuple[int, list[Draft]]]:
-                return list(self._packer.note_drafts(self._notes_after, self._deliveries.knows))
+            def read() -> list[Draft]:
+                out = []
+                for base in self._journal.heads():
+                    after = self._notes_after.get(base, base)
+                    for note, drafts in self._packer.note_drafts(after, self._deliveries.knows):
+                        self._notes_after[base] = note
+                        self._notes_told = True  # perhaps there are more
+                        out += drafts
+                return out
 
-            found = await self._build(read)
-            if found:
-                self._notes_told = True  # perhaps there are more
-                self._notes_after = found[-1][0]
-                self._notes.extend(draft for _, drafts in found for draft in drafts)
+            self._notes.extend(await self._build(read))
         return self._notes.popleft() if self._notes else None
 
     def _book_refusals(self) -> None:
@@ -526,7 +545,7 @@ class Sender:
         if any(ref.kind == ALARM for ref in parts):
             self._alarms.missed = True
         if any(ref.kind == NOTE for ref in parts):
-            self._notes_after, self._notes_told = 0, True
+            self._notes_after, self._notes_told = {}, True
         self._task(self._build(self._packer.again, parts))
 
     # --- housekeeping
@@ -602,17 +621,22 @@ class Sender:
             return
 
         def gone() -> list[Item]:
-            waiting = self._journal.segments(0, lane=None, limit=1)
-            lowest = waiting[0].id if waiting else self._journal.head() + 1
+            segments, notes = {}, {}  # the first that waits, by base
+            for base, head in self._journal.heads().items():
+                waiting = self._journal.segments(base, lane=None, limit=1)
+                segments[base] = waiting[0].id if waiting else head + 1
+                first = self._journal.notes_waiting(base, 1)
+                notes[base] = first[0].id if first else 0
             alarms = {a.id for a in self._journal.alarms_waiting(1_000_000)}
-            first = self._journal.notes_waiting(0, 1)
-            return [
-                (kind, key)
-                for kind, key in items
-                if (kind == SEGMENT and int(key) < lowest)
-                or (kind == ALARM and key not in alarms)
-                or (kind == NOTE and first and int(key) < first[0].id)
-            ]
+
+            def is_gone(kind: str, key: int | str) -> bool:
+                if kind == ALARM:
+                    return key not in alarms
+                firsts = segments if kind == SEGMENT else notes
+                first = firsts.get(base_of(int(key)))  # None: so is its file
+                return first is None or int(key) < first
+
+            return [(kind, key) for kind, key in items if is_gone(kind, key)]
 
         self._deliveries.release(await self._build(gone))
 

@@ -23,6 +23,7 @@ class Hooks:
         on_new_epoch: (epoch, why): invocation counters jump, an alarm says so.
         on_aside: (n, cause, why).
         on_connected: (True | False, reason).
+        on_rows: in uplink.db stands something for other processes. Called in the thread that writes it.
     """
 
     on_command: Callable[[str, bytes], object] = _nothing
@@ -30,6 +31,7 @@ class Hooks:
     on_new_epoch: Callable[[int, str], object] = _nothing
     on_aside: Callable[[int, str, str], object] = _nothing
     on_connected: Callable[[bool, str], object] = _nothing
+    on_rows: Callable[[], object] = _nothing
 
 
 @dataclass(slots=True)
