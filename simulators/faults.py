@@ -7,6 +7,11 @@
 `slow`          answers in small pieces with pauses
 `wrong-key`     the meter's keys were changed: it knows others than the gateway
 `wrong-tag`     answers whose tag does not verify
+`replay`        the answer to the request before comes again
+`plain`         answers in the clear within a ciphered association
+`weaker`        answers that are authenticated but not encrypted
+`wrong-invoke`  answers to another request than the one that was asked
+`unsigned`      answers without the signature that requests bear
 `rows-missing`  what falls due is never captured
 `busy`          Modbus: exception 6 to every request (DLMS meters take it as `silent`)
 At once, not for a time: `step-back` (clock), `swap` (another device behind the address).
@@ -15,7 +20,10 @@ At once, not for a time: `step-back` (clock), `swap` (another device behind the 
 from __future__ import annotations
 
 LASTING = frozenset(
-    ("silent", "refuse", "garbage", "cut", "slow", "wrong-key", "wrong-tag", "rows-missing", "busy")
+    (
+        *("silent", "refuse", "garbage", "cut", "slow", "wrong-key", "wrong-tag", "rows-missing"),
+        *("replay", "plain", "weaker", "wrong-invoke", "unsigned", "busy"),
+    )
 )
 
 

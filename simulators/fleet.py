@@ -40,6 +40,7 @@ from simulators.dlms.lines import Lines
 from simulators.dlms.meter import QUIRKS, SECURITIES, Keys, Meter
 from simulators.dlms.push import FIRST_BREATH, LAST_GASP, push, push_alarm
 from simulators.dlms.record import Record
+from simulators.dlms.suites import public
 from simulators.modbus.points import load_map
 from simulators.modbus.server import ModbusLine
 from simulators.modbus.units import Unit
@@ -135,7 +136,7 @@ class Fleet:
             self._write_csv(file)
         keys = "".join(
             f'[{m.id}]\nguek = "{m.keys.guek.hex()}"\ngak = "{m.keys.gak.hex()}"\n'
-            f'password = "{m.keys.password}"\nhls = "{m.keys.hls.hex()}"\n\n'
+            f'password = "{m.keys.password}"\nhls = "{m.keys.hls.hex()}"\n{_curve_keys(m)}\n'
             for m in self.dlms
         )
         handle = os.open(folder / "keys.toml", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -409,6 +410,11 @@ class Fleet:
                 ("tcp", "udp") if group.framing == "wrapper" else ("tcp",),
             ),
             *(("quirks", quirk, QUIRKS) for quirk in group.quirks),
+            (
+                "suite",
+                str(group.suite),
+                ("1", "2") if group.security == "hls7" else ("0", "1", "2"),
+            ),
         ]
         for key, value, known in checks:
             if value not in known:
@@ -427,7 +433,8 @@ class Fleet:
                     index=index,
                     seed=self.spec.seed,
                     security=group.security,
-                    keys=Keys.derive(name, self.spec.seed),
+                    keys=Keys.derive(name, self.spec.seed, group.suite),
+                    suite=group.suite,
                     clock=self.clock,
                     record=self.record,
                     device=Device(
@@ -506,3 +513,18 @@ def _allow_sockets(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count * 3:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count * 3)), hard))
+
+
+def _curve_keys(meter: Meter) -> str:
+    """What suites 1 and 2 add to a meter's table of the keys file: the client's private keys, the meter's public ones."""
+    if not meter.suite:
+        return ""
+    keys = meter.keys
+    named = {
+        "master": keys.master,
+        "sign": keys.client_sign,
+        "agree": keys.client_agree,
+        "meter_sign": public(meter.suite, keys.sign),
+        "meter_agree": public(meter.suite, keys.agree),
+    }
+    return "".join(f'{name} = "{octets.hex()}"\n' for name, octets in named.items())

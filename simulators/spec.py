@@ -25,7 +25,8 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         model: is15959-3ph, is15959-1ph, is15959-ct, idis, smr5 or dsmr4.
-        security: none, lls, hls2 (AES), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC) or hls6 (SHA-256).
+        security: none, lls, hls2 (AES), hls3 (MD5), hls4 (SHA-1), hls5 (GMAC), hls6 (SHA-256) or hls7 (ECDSA).
+        suite: security suite, 0 to 2; hls7 needs 1 or 2.
         framing: wrapper or hdlc.
         transport: tcp, or udp for the wrapper.
         pdu: largest APDU of the meter, octets.
@@ -37,6 +38,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     line: str = "feeder-1"
     model: str = "is15959-3ph"
     security: str = "hls5"
+    suite: int = 0
     framing: str = "wrapper"
     transport: str = "tcp"
     id: str = ""

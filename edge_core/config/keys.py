@@ -4,9 +4,13 @@ Invariants: no value of a key is ever part of an error, a log or a repr: a mista
 most how many digits there are. Files are refused unless only their owner may read them. One meter's mistake is that
 meter's: `KeyRing.open` raises only for what concerns all of them, `KeyRing.get` for the meter asked for.
 
-A meter's table:  guek = "hex"  gak = "hex"  password = "text"  hls = "hex"  master = "hex"
+A meter's table:  guek = "hex"  gak = "hex"  password = "text"  hls = "hex"  master = "hex"  sign = "hex"  agree = "hex"
+meter_sign = "hex"  meter_agree = "hex"
 guek: global unicast encryption key; gak: (global) authentication key; password: low level security; hls: secret of
-the mechanisms 2 to 6; master: the key-encrypting key. AES keys have 16 octets, or 32 in suite 2.
+the mechanisms 2, 3, 4 and 6; master: the key-encrypting key. AES keys have 16 octets, or 32 in suite 2.
+sign, agree: our private keys for signatures (HLS 7, general-signing) and for key agreement, on P-256 (32 octets) or in
+suite 2 on P-384 (48); meter_sign, meter_agree: the meter's public keys of the same uses, as x || y, with 04 in front or
+not, or as a DER certificate, of which only the key is taken.
 """
 
 from __future__ import annotations
@@ -34,9 +38,23 @@ if TYPE_CHECKING:
 
     from edge_core.config.schema import Config, Keys, Meter
 
-NAMES = ("guek", "gak", "password", "hls", "master")
+NAMES = (
+    "guek",
+    "gak",
+    "password",
+    "hls",
+    "master",
+    "sign",
+    "agree",
+    "meter_sign",
+    "meter_agree",
+)
 AES_KEYS = ("guek", "gak", "master")
+PRIVATE_KEYS = ("sign", "agree")
+PUBLIC_KEYS = ("meter_sign", "meter_agree")
+POINT_OCTETS = (64, 65, 96, 97)
 MAX_SECRET_OCTETS = 64
+MAX_CERTIFICATE_OCTETS = 4096
 COMMAND_TIMEOUT_S = 10.0
 COMMAND_OUTPUT_BYTES = 64 << 10
 COMMANDS_AT_ONCE = 4
@@ -50,6 +68,10 @@ class MeterKeys(msgspec.Struct, frozen=True):
     password: Secret | None = None
     hls: Secret | None = None
     master: Secret | None = None
+    sign: Secret | None = None
+    agree: Secret | None = None
+    meter_sign: Secret | None = None
+    meter_agree: Secret | None = None
 
     def secrets(self) -> Iterator[Secret]:
         """Those that are there."""
@@ -253,10 +275,28 @@ def _secret(name: str, value: str) -> Secret:
             raise ValueError(f"character {position} of {len(digits)} is no hex digit")
     if name in AES_KEYS and len(digits) not in (32, 64):
         raise ValueError(f"{len(digits)} hex digits; an AES key has 32 (or 64 in suite 2)")
+    if name in PRIVATE_KEYS and len(digits) not in (64, 96):
+        raise ValueError(f"{len(digits)} hex digits; a private key has 64 (or 96 in suite 2)")
+    if name in PUBLIC_KEYS:
+        return _public(digits)
     if len(digits) % 2 or len(digits) > 2 * MAX_SECRET_OCTETS:
         raise ValueError(
             f"{len(digits)} hex digits; expected two an octet, at most {MAX_SECRET_OCTETS} octets"
         )
+    return Secret(bytes.fromhex(digits))
+
+
+def _public(digits: str) -> Secret:
+    """A public key, or the certificate that holds it."""
+    certificate = digits[:2] == "30" and 2 * max(POINT_OCTETS) < len(digits)
+    if len(digits) % 2 or not (
+        certificate or len(digits) // 2 in POINT_OCTETS or len(digits) > 2 * MAX_CERTIFICATE_OCTETS
+    ):
+        raise ValueError(
+            f"{len(digits)} hex digits; a public key has 128 (or 192 in suite 2), or it is a DER certificate"
+        )
+    if len(digits) > 2 * MAX_CERTIFICATE_OCTETS:
+        raise ValueError(f"a certificate of more than {MAX_CERTIFICATE_OCTETS} octets")
     return Secret(bytes.fromhex(digits))
 
 
@@ -317,7 +357,19 @@ def needed(config: Config, meter: Meter) -> tuple[str, ...]:
         names.append("guek")
     if security == "hls5" or "authenticated" in association.protection:
         names.append("gak")
-    return tuple(names)
+    if security == "hls7" or association.signed:
+        names += ["sign", "meter_sign"]
+    if association.ciphering == "general-ciphering":
+        names += _MESSAGE_KEYS.get(association.key_info, ())
+    return tuple(dict.fromkeys(names))
+
+
+_MESSAGE_KEYS = {
+    "wrapped": ("master",),
+    "one-pass": ("sign", "meter_sign", "agree", "meter_agree"),
+    "static": ("agree", "meter_agree"),
+}
+"""By key-info of general-ciphering: the keys that make and open the keys of messages."""
 
 
 def check_keys(config: Config, environment: Mapping[str, str] = os.environ) -> list[ConfigError]:

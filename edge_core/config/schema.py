@@ -22,7 +22,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 Transport = Literal["tcp", "udp", "serial"]
 Framing = Literal["wrapper", "hdlc", "modbus-tcp", "modbus-rtu"]
-Security = Literal["", "none", "lls", "hls2", "hls3", "hls4", "hls5", "hls6"]
+Security = Literal["", "none", "lls", "hls2", "hls3", "hls4", "hls5", "hls6", "hls7"]
 Command = Literal[
     "read",
     "ping",
@@ -359,7 +359,7 @@ class Keys(_Table, frozen=True, kw_only=True):
         provider: file, environment (OPENDCU_KEY_<METER>_<GUEK|GAK|PASSWORD|HLS|MASTER>), a command that prints one
             TOML or JSON table of a meter, a file sealed under a key of systemd-creds or a TPM (the default of our
             Greengrass components), or a secret of AWS with the text of a keys file.
-        file: TOML with one table per meter: guek, gak, password, hls, master; mode 0600 or refused. With sealed: what
+        file: TOML with one table per meter: guek, gak, password, hls, master, sign, agree ...; mode 0600 or refused. With sealed: what
             `opendcu keys seal` wrote.
         command: program and arguments; the meter's id is appended.
         kek: where the key of a sealed file is: `creds:<path>` (systemd-creds: TPM or host key), `secret:<id>` (AWS),

@@ -269,18 +269,42 @@ def read_clock(octets: bytes, zone: Zone, *, east: bool, default: int) -> int:
     return local - deviation * 60 if east else local + deviation * 60
 
 
-# --- security suite 0
+# --- AES-GCM of all suites
 
 
-def seal(key: bytes, auth_key: bytes, title: bytes, counter: int, plain: bytes) -> bytes:
-    """Security control 0x30, counter, ciphertext, tag of 12 octets."""
+def seal(
+    key: bytes,
+    auth_key: bytes,
+    title: bytes,
+    counter: int,
+    plain: bytes,
+    control: int = 0x30,
+    more: bytes = b"",
+) -> bytes:
+    """Security control, counter, ciphertext, tag of 12 octets; `more` is authenticated beside it."""
     run = Cipher(algorithms.AES(key), modes.GCM(title + counter.to_bytes(4, "big"))).encryptor()
-    run.authenticate_additional_data(b"\x30" + auth_key)
+    run.authenticate_additional_data(bytes([control]) + auth_key + more)
     body = run.update(plain) + run.finalize()
-    return b"\x30" + counter.to_bytes(4, "big") + body + run.tag[:12]
+    return bytes([control]) + counter.to_bytes(4, "big") + body + run.tag[:12]
 
 
-def unseal(key: bytes, auth_key: bytes, title: bytes, body: bytes) -> bytes:
+def authenticate(
+    key: bytes,
+    auth_key: bytes,
+    title: bytes,
+    counter: int,
+    plain: bytes,
+    control: int = 0x10,
+    more: bytes = b"",
+) -> bytes:
+    """Security control, counter, plaintext, tag."""
+    run = Cipher(algorithms.AES(key), modes.GCM(title + counter.to_bytes(4, "big"))).encryptor()
+    run.authenticate_additional_data(bytes([control]) + auth_key + more + plain)
+    run.finalize()
+    return bytes([control]) + counter.to_bytes(4, "big") + plain + run.tag[:12]
+
+
+def unseal(key: bytes, auth_key: bytes, title: bytes, body: bytes, more: bytes = b"") -> bytes:
     """The plaintext of what `seal` makes; the caller has looked at control and counter.
 
     Raises:
@@ -289,19 +313,19 @@ def unseal(key: bytes, auth_key: bytes, title: bytes, body: bytes) -> bytes:
     if len(body) < 17 or len(title) != 8:
         raise BadTag
     run = Cipher(algorithms.AES(key), modes.GCM(title + body[1:5], body[-12:], 12)).decryptor()
-    run.authenticate_additional_data(body[:1] + auth_key)
+    run.authenticate_additional_data(body[:1] + auth_key + more)
     try:
         return run.update(body[5:-12]) + run.finalize()
     except InvalidTag:
         raise BadTag from None
 
 
-def gmac(key: bytes, auth_key: bytes, title: bytes, counter: int, challenge: bytes) -> bytes:
-    """HLS 5: security control 0x10, counter, tag over the challenge; 17 octets."""
-    run = Cipher(algorithms.AES(key), modes.GCM(title + counter.to_bytes(4, "big"))).encryptor()
-    run.authenticate_additional_data(b"\x10" + auth_key + challenge)
-    run.finalize()
-    return b"\x10" + counter.to_bytes(4, "big") + run.tag[:12]
+def gmac(
+    key: bytes, auth_key: bytes, title: bytes, counter: int, challenge: bytes, suite: int = 0
+) -> bytes:
+    """HLS 5: security control 0x10 and the suite, counter, tag over the challenge; 17 octets."""
+    whole = authenticate(key, auth_key, title, counter, challenge, 0x10 | suite)
+    return whole[:5] + whole[-12:]
 
 
 def hls_hash(mechanism: int, secret: bytes, mine: bytes, yours: bytes, titles: bytes) -> bytes:

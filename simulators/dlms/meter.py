@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from simulators.dlms.device import Device
+from simulators.dlms.suites import SIZES, Pairs, public
 from simulators.faults import Faults
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ SECURITIES = {
     "hls4": (4, False),
     "hls5": (5, True),
     "hls6": (6, False),
+    "hls7": (7, False),
 }
-"""Authentication mechanism and whether the association is ciphered, by the word of DESIGN section 3."""
+"""Authentication mechanism and whether the association must be ciphered, by the word of DESIGN section 3."""
 
 QUIRKS = frozenset(
     (
@@ -47,20 +50,73 @@ class Keys:
     gak: bytes
     password: str
     hls: bytes
+    master: bytes = b""
+    sign: bytes = b""
+    agree: bytes = b""
+    client_sign: bytes = b""
+    client_agree: bytes = b""
 
     @classmethod
-    def derive(cls, meter: str, seed: int) -> Keys:
-        """Keys of a meter id under a seed."""
+    def derive(cls, meter: str, seed: int, suite: int = 0) -> Keys:
+        """Keys of a meter id under a seed; in suites 1 and 2 with the private keys of both sides."""
 
-        def part(name: str) -> bytes:
-            return hashlib.sha256(f"simulated/{seed}/{meter}/{name}".encode()).digest()[:16]
+        def part(name: str, octets: int = 16) -> bytes:
+            text = f"simulated/{seed}/{meter}/{name}".encode()
+            return (
+                hashlib.shake_256(text).digest(octets)
+                if octets > 16
+                else (hashlib.sha256(text).digest()[:octets])
+            )
 
-        return cls(part("guek"), part("gak"), part("password").hex()[:12], part("hls"))
+        size = 32 if suite == 2 else 16
+        keys = cls(part("guek", size), part("gak", size), part("password").hex()[:12], part("hls"))
+        if not suite:
+            return keys
+        curve = SIZES[suite]
+        # the first octet is 0, so that the number is below the order of the curve
+        private = [
+            b"\0" + part(name, curve - 1)
+            for name in ("sign", "agree", "client_sign", "client_agree")
+        ]
+        return replace(
+            keys,
+            master=part("master", size),
+            sign=private[0],
+            agree=private[1],
+            client_sign=private[2],
+            client_agree=private[3],
+        )
 
     def changed(self) -> Keys:
         """The keys after somebody changed them at the meter."""
-        flip = bytes(a ^ 0x5A for a in self.guek)
-        return Keys(flip, self.gak, self.password[::-1], bytes(a ^ 0x5A for a in self.hls))
+
+        def flip(key: bytes) -> bytes:
+            return key[:1] + bytes(a ^ 0x5A for a in key[1:])
+
+        return replace(
+            self,
+            guek=bytes(a ^ 0x5A for a in self.guek),
+            password=self.password[::-1],
+            hls=bytes(a ^ 0x5A for a in self.hls),
+            sign=flip(self.sign),
+            client_sign=flip(self.client_sign),
+        )
+
+    def pairs(self, suite: int) -> Pairs | None:
+        """What the meter itself holds of the key pairs; None in suite 0."""
+        return _pairs(self, suite) if suite else None
+
+
+@lru_cache(maxsize=256)
+def _pairs(keys: Keys, suite: int) -> Pairs:
+    return Pairs(
+        suite,
+        keys.master,
+        keys.sign,
+        keys.agree,
+        public(suite, keys.client_sign),
+        public(suite, keys.client_agree),
+    )
 
 
 @dataclass
@@ -69,6 +125,7 @@ class Meter:
 
     Attributes:
         id: the utility's meter number.
+        suite: security suite.
         index: position in the fleet, and which load curve.
         framing: wrapper or hdlc.
         transport: tcp or udp.
@@ -91,6 +148,7 @@ class Meter:
     transport: str = "tcp"
     hdlc: tuple[int, int] = (1, 17)
     max_pdu: int = 1024
+    suite: int = 0
     quirks: frozenset[str] = frozenset()
     host: str = "127.0.0.1"
     port: int = 0

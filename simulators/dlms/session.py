@@ -3,9 +3,9 @@
 Strict, as the best of real meters are: a counter that is not above the last accepted one, a tag that does not verify or
 a plaintext request in a ciphered association closes the line without an answer (`Refused`); counters at fault are
 violations in the record. A nonce used for both the GMAC and the ACTION around it is recorded too, but let through.
-Serves GET normal, next and with-list, SET and ACTION normal and in blocks, block transfer of GET within the negotiated
-PDU size or (quirk) general-block-transfer, service-specific and general ciphering with global and dedicated keys,
-suite 0, LLS, HLS 2 to 6.
+Serves GET normal, next and with-list, SET and ACTION normal and in blocks, ACCESS, block transfer of GET within the
+negotiated PDU size or (quirk) general-block-transfer, LLS, HLS 2 to 7; how requests are opened and answers closed in
+suites 0 to 2 is in `shield`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import hmac
 import os
 from typing import TYPE_CHECKING
 
-from simulators.dlms import codec, objects
+from simulators.dlms import codec, objects, suites
 from simulators.dlms.codec import BadRequest, BadTag, tlv
 from simulators.dlms.layouts import CLOCK
 from simulators.dlms.meter import SECURITIES
+from simulators.dlms.shield import Refused, Shield
 
 if TYPE_CHECKING:
-    from simulators.dlms.meter import Keys, Meter
+    from simulators.dlms.meter import Meter
+
+__all__ = ["Refused", "Session"]
 
 _CONTEXT = b"\x60\x85\x74\x05\x08\x01"
 _MECHANISM = b"\x60\x85\x74\x05\x08\x02"
@@ -32,15 +35,11 @@ _GENERAL_PROTECTION = 0x400000
 _GENERAL_BLOCKS = 0x200000
 _REQUEST_BLOCKS = 0x001C00  # block-set, block-action beside block-get
 _MAX_REQUEST = 65_536
-_ANSWER_TAGS = {0xC4: (0xCC, 0xD4), 0xC5: (0xCD, 0xD5), 0xC7: (0xCF, 0xD7)}
 _OVERHEAD = 48  # security header, tag, block header
 _MAX_LIST = 32
+_ACCESS = 0x000040
 
 AUTHENTICATION_FAILURE, CONTEXT_UNSUPPORTED, MECHANISM_UNKNOWN = 13, 2, 11
-
-
-class Refused(Exception):
-    """The meter closes the line without an answer."""
 
 
 class Session:
@@ -54,14 +53,10 @@ class Session:
         self.meter, self.client = meter, client
         self.device = meter.device
         self.state = "idle"
-        self._ciphered = False
         self._mechanism = 0
-        self._peer = b""
-        self._keys: Keys = meter.keys
-        self._dedicated = b""
-        self._dedicated_in = self._dedicated_out = 0
-        self._floor = self._outer = 0
+        self._shield = Shield(meter, client)
         self._c_to_s = self._s_to_c = b""
+        self._last = b""
         self._pdu = meter.max_pdu
         self._blocks: list[bytes] = []
         self._pieces: list[bytes] = []
@@ -81,6 +76,10 @@ class Session:
             if apdu[0] == 0xE0 and self._pieces:
                 return self._piece(int.from_bytes(apdu[4:6], "big") + 1)
             answer = self._dispatch(apdu)
+            if self.state == "associated" and apdu[0] not in (0x60, 0x62):
+                again, self._last = self._last, answer
+                if again and self.meter.has("replay"):
+                    answer = again
             return self._in_pieces(answer) if self._in_blocks(answer) else answer
         except BadRequest as error:
             self.meter.record.note(self.meter.id, "malformed-request", why=str(error), tag=apdu[0])
@@ -117,98 +116,27 @@ class Session:
             return self._release(apdu)
         if self.state == "idle":
             raise Refused
-        if not self._ciphered:
-            return self._service(apdu)
-        if tag in (0xC8, 0xC9, 0xCB, 0xD0, 0xD1, 0xD3):
-            count, at = codec.read_length(apdu, 1)
-            plain = self._service(self._open(codec.take(apdu, at, count)[0], dedicated=tag >= 0xD0))
-            if plain[0] == 0xD8:
-                return plain
-            return tlv(
-                _ANSWER_TAGS[plain[0]][tag >= 0xD0], self._close(plain, dedicated=tag >= 0xD0)
-            )
-        if tag in (0xDB, 0xDC) and "service-glo-only" not in self.meter.quirks:
-            count, at = codec.read_length(apdu, 1)
-            title, at = codec.take(apdu, at, count)
-            count, at = codec.read_length(apdu, at)
-            if title and title != self._peer:
-                raise BadRequest("general ciphering under another title than the AARQ's")
-            answer = self._service(
-                self._open(codec.take(apdu, at, count)[0], dedicated=tag == 0xDC)
-            )
-            sealed = self._close(answer, dedicated=tag == 0xDC)
-            return bytes([tag, 8]) + self.device.title + codec.length(len(sealed)) + sealed
-        self.meter.record.note(self.meter.id, "plaintext-request", tag=tag)
-        raise Refused
-
-    # --- protection
-
-    def _close(self, plain: bytes, *, dedicated: bool = False) -> bytes:
-        if dedicated:
-            self._dedicated_out += 1
-            counter, key = self._dedicated_out, self._dedicated
-        else:
-            counter, key = self.meter.counters().next_own(), self._keys.guek
-        sealed = codec.seal(key, self._keys.gak, self.device.title, counter, plain)
-        if self.state == "associated" and self.meter.has("wrong-tag"):
-            sealed = sealed[:-1] + bytes([sealed[-1] ^ 0x40])
-        return sealed
-
-    def _open(self, body: bytes, *, dedicated: bool = False) -> bytes:
-        """Plaintext of what the client sealed; its counter is accepted once the tag has verified."""
-        if len(body) < 17 or body[0] != 0x30:
-            self.meter.record.note(
-                self.meter.id, "less-protection", control=body[0] if body else None
-            )
-            raise Refused
-        if dedicated and not self._dedicated:
-            raise BadRequest("no dedicated key was agreed")
-        key = self._dedicated if dedicated else self._keys.guek
-        plain = codec.unseal(key, self._keys.gak, self._peer, body)
-        counter = int.from_bytes(body[1:5], "big")
-        if dedicated:
-            self._above(counter, self._dedicated_in, "dedicated")
-            self._dedicated_in = counter
-        else:
-            self._floor = self._accepted()
-            self._above(counter, self._floor, "request")
-            self.meter.counters().accept(counter, reading=self._reading)
-            self._outer = counter
-        return plain
-
-    @property
-    def _reading(self) -> bool:
-        clients = self.meter.layout.clients
-        return self.client == clients["lls"] != clients["hls5"]
-
-    def _accepted(self) -> int:
-        return self.meter.counters().accepted(reading=self._reading)
-
-    def _above(self, counter: int, floor: int, where: str) -> None:
-        if counter <= floor:
-            self.meter.record.violation(
-                self.meter.id,
-                "counter-low",
-                counter=counter,
-                accepted=floor,
-                where=where,
-                title=self._peer.hex(),
-            )
-            raise Refused
+        plain, wrap = self._shield.unwrap(apdu)
+        self._shield.proven = self.state == "associated"
+        answer = self._service(plain)
+        if self._shield.proven and self.meter.has("wrong-invoke") and len(answer) > 3:
+            answer = answer[:2] + bytes([answer[2] ^ 3]) + answer[3:]
+        return wrap(answer)
 
     # --- association
 
     def _associate(self, apdu: bytes) -> bytes:
-        layout, self._keys = self.meter.layout, self.meter.keys_now()
-        self.state, self._dedicated, self._blocks = "idle", b"", []
+        layout, keys = self.meter.layout, self.meter.keys_now()
+        self.state, self._blocks, self._last = "idle", [], b""
         fields = codec.ber_fields(apdu)
         context = fields.get(0xA1, b"\0")[-1]
         mechanism = fields[0x8B][-1] if fields.get(0x8B) else 0
-        self._ciphered, self._mechanism = context == 3, mechanism
+        self._mechanism = mechanism
+        self._shield.begin(keys, ciphered=context == 3)
         wanted, ciphered = SECURITIES[self.meter.security]
         known = {
             (layout.clients["none"], 0): {1},
-            (self.meter.client, wanted): {3} if ciphered else {1},
+            (self.meter.client, wanted): {3} if ciphered else {1, 3} if wanted > 5 else {1},
         }
         if wanted == 1 or layout.clients["lls"] != layout.clients["hls5"]:
             known[(layout.clients["lls"], 1)] = {1, 3}
@@ -219,16 +147,16 @@ class Session:
         if context not in contexts:
             return self._aare(1, CONTEXT_UNSUPPORTED)
         secret = codec.inner(fields[0xAC]) if fields.get(0xAC) else b""
-        if mechanism == 1 and not hmac.compare_digest(secret, self._keys.password.encode()):
+        if mechanism == 1 and not hmac.compare_digest(secret, keys.password.encode()):
             self.meter.record.note(self.meter.id, "password-wrong", client=self.client)
             return self._aare(1, AUTHENTICATION_FAILURE)
         initiate = codec.inner(fields.get(0xBE, b""))
-        self._peer = codec.inner(fields[0xA6]) if fields.get(0xA6) else b""
-        if self._ciphered:
+        self._shield.peer = codec.inner(fields[0xA6]) if fields.get(0xA6) else b""
+        if self._shield.ciphered:
             if initiate[:1] != b"\x21":
                 return self._aare(1, AUTHENTICATION_FAILURE)
             try:
-                initiate = self._open(codec.inner(initiate))
+                initiate = self._shield.open(codec.inner(initiate))
             except BadTag:
                 self.meter.record.note(
                     self.meter.id, "tag-invalid", client=self.client, during="AARQ"
@@ -246,8 +174,11 @@ class Session:
         granted = _PUBLIC_CONFORMANCE if mechanism == 0 else _CONFORMANCE | _REQUEST_BLOCKS
         if "general-block-transfer" in self.meter.quirks:
             granted |= _GENERAL_BLOCKS
-        if self._ciphered and "service-glo-only" not in self.meter.quirks:
+        signing = self.meter.suite > 0 and mechanism > 5
+        if (self._shield.ciphered or signing) and "service-glo-only" not in self.meter.quirks:
             granted |= _GENERAL_PROTECTION
+        if mechanism:
+            granted |= _ACCESS
         self._general = bool(conformance & granted & _GENERAL_BLOCKS)
         answer = self._aare(0, 14 if mechanism > 1 else 0, conformance & granted)
         self.state = "challenge" if mechanism > 1 else "associated"
@@ -263,10 +194,9 @@ class Session:
         present, at = codec.take(octets, at, 1)
         if present[0]:
             count, at = codec.read_length(octets, at)
-            self._dedicated, at = codec.take(octets, at, count)
-            self._dedicated_in = self._dedicated_out = 0
-            if len(self._dedicated) != 16:
-                raise BadRequest("a dedicated key of suite 0 has 16 octets")
+            self._shield.dedicated, at = codec.take(octets, at, count)
+            if len(self._shield.dedicated) != len(self.meter.keys.guek):
+                raise BadRequest("a dedicated key of another suite")
         for _ in range(2):  # response-allowed, proposed quality of service
             present, at = codec.take(octets, at, 1)
             at += bool(present[0])
@@ -281,7 +211,7 @@ class Session:
         return int.from_bytes(block[2:], "big"), int.from_bytes(size, "big")
 
     def _aare(self, result: int, diagnostic: int, conformance: int = 0) -> bytes:
-        body = tlv(0xA1, tlv(0x06, _CONTEXT + (b"\x03" if self._ciphered else b"\x01")))
+        body = tlv(0xA1, tlv(0x06, _CONTEXT + (b"\x03" if self._shield.ciphered else b"\x01")))
         body += tlv(0xA2, tlv(0x02, bytes([result]))) + tlv(
             0xA3, tlv(0xA1, tlv(0x02, bytes([diagnostic])))
         )
@@ -293,10 +223,10 @@ class Session:
             + self.meter.max_pdu.to_bytes(2, "big")
             + b"\x00\x07"
         )
-        if self._ciphered or self._mechanism == 6:
+        if self._shield.ciphered or self._mechanism > 5:
             body += tlv(0xA4, tlv(0x04, self.device.title))
-        if self._ciphered:
-            initiate = tlv(0x28, self._close(initiate))
+        if self._shield.ciphered:
+            initiate = tlv(0x28, self._shield.close(initiate))
         if self._mechanism > 1:
             body += b"\x88\x02\x07\x80" + tlv(0x89, _MECHANISM + bytes([self._mechanism]))
             body += tlv(0xAA, tlv(0x80, self._s_to_c))
@@ -304,10 +234,10 @@ class Session:
 
     def _release(self, apdu: bytes) -> bytes:
         fields = codec.ber_fields(apdu)
-        if self._ciphered and fields.get(0xBE) and self.state != "idle":
+        if self._shield.ciphered and fields.get(0xBE) and self.state != "idle":
             request = codec.inner(fields[0xBE])
             if request[:1] == b"\x21":
-                self._open(codec.inner(request))
+                self._shield.open(codec.inner(request))
         self.state = "idle"
         return b"\x63\x03\x80\x01\x00"
 
@@ -315,38 +245,47 @@ class Session:
         """Pass 3 and 4 of HLS."""
         if not isinstance(token, bytes):
             raise BadRequest("reply_to_HLS needs an octet-string")
-        keys, title = self._keys, self.device.title
+        shield, title = self._shield, self.device.title
+        keys, peer = shield.keys, shield.peer
         if self._mechanism == 2:
             good = hmac.compare_digest(token, codec.hls2(keys.hls, self._s_to_c))
             mine = codec.hls2(keys.hls, self._c_to_s)
+        elif self._mechanism == 7:
+            pairs = keys.pairs(self.meter.suite)
+            if pairs is None:
+                raise BadRequest("ECDSA in suite 0")
+            theirs = peer + title + self._s_to_c + self._c_to_s
+            good = suites.verified(pairs.suite, pairs.client_sign, theirs, token)
+            own = title + peer + self._c_to_s + self._s_to_c
+            mine = suites.sign(pairs.suite, pairs.sign, own)
         elif self._mechanism != 5:
             theirs = codec.hls_hash(
-                self._mechanism, keys.hls, self._s_to_c, self._c_to_s, self._peer + title
+                self._mechanism, keys.hls, self._s_to_c, self._c_to_s, peer + title
             )
             good = hmac.compare_digest(token, theirs)
             mine = codec.hls_hash(
-                self._mechanism, keys.hls, self._c_to_s, self._s_to_c, title + self._peer
+                self._mechanism, keys.hls, self._c_to_s, self._s_to_c, title + peer
             )
         else:
-            if len(token) != 17 or token[0] != 0x10:
+            suite = self.meter.suite
+            if len(token) != 17 or token[0] != 0x10 | suite:
                 raise BadRequest("f(StoC) of HLS 5 has 17 octets")
             counter = int.from_bytes(token[1:5], "big")
-            self._above(counter, self._floor, "GMAC")
-            if counter == self._outer:
+            shield.above(counter, shield.floor, "GMAC")
+            if counter == shield.outer:
                 self.meter.record.violation(
                     self.meter.id,
                     "nonce-repeated",
                     counter=counter,
                     where="GMAC and ACTION",
-                    title=self._peer.hex(),
+                    title=peer.hex(),
                 )
             good = hmac.compare_digest(
-                token, codec.gmac(keys.guek, keys.gak, self._peer, counter, self._s_to_c)
+                token, codec.gmac(keys.guek, keys.gak, peer, counter, self._s_to_c, suite)
             )
-            self.meter.counters().accept(max(counter, self._accepted()), reading=self._reading)
-            mine = codec.gmac(
-                keys.guek, keys.gak, title, self.meter.counters().next_own(), self._c_to_s
-            )
+            counters = self.meter.counters()
+            counters.accept(max(counter, shield.accepted()), reading=shield.reading)
+            mine = codec.gmac(keys.guek, keys.gak, title, counters.next_own(), self._c_to_s, suite)
         if not good:
             self.meter.record.note(self.meter.id, "hls-wrong", client=self.client)
             return b"\xc7\x01" + invoke + b"\x03\x00"
@@ -362,6 +301,8 @@ class Session:
         invoke = a[2:3]
         if a[0] == 0xC3 and a[1] == 1:
             return self._action(a, invoke)
+        if a[0] == 0xD9 and self.state == "associated" and self._mechanism:
+            return self._access(a)
         if a[0] in (0xC1, 0xC3) and a[1] != 1 and self.state == "associated" and self._mechanism:
             return self._blocked(a, invoke)
         if self.state != "associated":
@@ -378,6 +319,54 @@ class Session:
         if a[0] == 0xC1 and a[1] == 1 and self._mechanism:
             return self._set(a, invoke)
         return b"\xd8\x01\x02"  # service unknown
+
+    def _access(self, a: bytes) -> bytes:
+        """Several services in one; each is run as if it had come alone."""
+        count, at = codec.read_length(a, 5)
+        _, at = codec.take(a, at, count)
+        count, at = codec.read_length(a, at)
+        if not 0 < count <= _MAX_LIST:
+            raise BadRequest(f"an ACCESS of {count} specifications")
+        wanted = []
+        for _ in range(count):
+            head, at = codec.take(a, at, 10)
+            start = at
+            if head[0] in (4, 5):
+                _, at = codec.take(a, at, 1)
+                _, at = codec.parse(a, at)
+            wanted.append((head[0], head[1:], a[start:at]))
+        again, at = codec.read_length(a, at)
+        if again != count:
+            raise BadRequest(f"{again} data for {count} specifications")
+        data, results = [], []
+        stopped = False
+        for kind, target, selection in wanted:
+            start = at
+            _, at = codec.parse(a, at)
+            service = kind - 3 if kind > 3 else kind
+            result, value = 250, codec.NULL
+            if not stopped:
+                result, value = self._one_access(service, target, selection, a[start:at])
+                stopped = bool(result and a[1] & 0x20)  # stop at the first error
+            data.append(value)
+            results.append(bytes([service, result]))
+        size = codec.length(count)
+        return b"\xda" + a[1:5] + b"\0\0" + size + b"".join(data) + size + b"".join(results)
+
+    def _one_access(
+        self, service: int, target: bytes, selection: bytes, value: bytes
+    ) -> tuple[int, bytes]:
+        """Result and data of one specification."""
+        chosen = b"\1" + selection if selection else b"\0"
+        if service == 1:
+            class_id, obis, attribute, picked, _ = self._reference(target + chosen, 0)
+            found = self._read(class_id, obis, attribute, picked)
+            return (found, codec.NULL) if isinstance(found, int) else (0, found)
+        if service == 2:
+            return self._set(b"\xc1\x01\0" + target + chosen + value, b"\0")[3], codec.NULL
+        if service == 3:
+            return self._action(b"\xc3\x01\0" + target + b"\1" + value, b"\0")[3], codec.NULL
+        raise BadRequest(f"a specification of kind {service}")
 
     def _blocked(self, a: bytes, invoke: bytes) -> bytes:
         """SET and ACTION requests whose value comes in blocks; run when the last has come."""

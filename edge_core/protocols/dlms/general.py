@@ -272,6 +272,43 @@ class KeyPairs:
         return curves.agree(self._suite, own, peer, party_u, head.recipient)
 
 
+def key_pairs(
+    suite: int,
+    random: Callable[[int], bytes],
+    *,
+    master: Secret | None = None,
+    sign: Secret | None = None,
+    meter_sign: Secret | None = None,
+    agree: Secret | None = None,
+    meter_agree: Secret | None = None,
+) -> KeyPairs:
+    """Key pairs from the octets of a keys file.
+
+    Raises:
+        LocalProtocolError: one is no key of this suite; the message names it and does not show it.
+    """
+    try:
+        name = "sign"
+        own_sign = curves.private_key(suite, sign) if sign is not None else None
+        name = "agree"
+        own_agree = curves.private_key(suite, agree) if agree is not None else None
+        name = "meter_sign"
+        peer_sign = curves.public_key(suite, meter_sign.reveal()) if meter_sign else None
+        name = "meter_agree"
+        peer_agree = curves.public_key(suite, meter_agree.reveal()) if meter_agree else None
+    except LocalProtocolError as error:
+        raise LocalProtocolError(f"the key {name}: {error}") from None
+    return KeyPairs(
+        suite,
+        random,
+        master=master,
+        sign=own_sign,
+        agree=own_agree,
+        peer_sign=peer_sign,
+        peer_agree=peer_agree,
+    )
+
+
 def _need(key: K | None, name: str) -> K:
     if key is None:
         raise LocalProtocolError(f"the key {name} is missing")

@@ -36,7 +36,7 @@ from edge_core.errors import (
     Replayed,
     TagInvalid,
 )
-from edge_core.protocols.dlms import axdr
+from edge_core.protocols.dlms import axdr, general
 from edge_core.protocols.dlms.association import Association, Exchange
 from edge_core.protocols.dlms.codes import Conformance, Mechanism, UserDiagnostic
 from edge_core.protocols.dlms.cosem import Attribute
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from edge_core.config.models import DlmsModel
     from edge_core.config.schema import Line, Meter
     from edge_core.domain import Secret
+    from edge_core.protocols.dlms.general import KeyPairs
     from edge_core.transports.stream import Stream
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ _MECHANISMS: Final = {
     "hls4": Mechanism.HLS4_SHA1,
     "hls5": Mechanism.HLS5_GMAC,
     "hls6": Mechanism.HLS6_SHA256,
+    "hls7": Mechanism.HLS7_ECDSA,
 }
 _LEVELS: Final = {
     "none": 0,
@@ -235,7 +237,11 @@ class Session:
         secret = None
         if self.mechanism is Mechanism.LLS:
             secret = self._need_key(keys.password, "password")
-        elif self.mechanism not in (Mechanism.NONE, Mechanism.HLS5_GMAC):
+        elif self.mechanism not in (
+            Mechanism.NONE,
+            Mechanism.HLS5_GMAC,
+            Mechanism.HLS7_ECDSA,
+        ):
             secret = self._need_key(keys.hls, "hls")
         ciphering = model.ciphering if model.ciphering != "none" else "glo"
         dedicated_key = dedicated = None
@@ -250,6 +256,8 @@ class Session:
                 mechanism=self.mechanism,
                 level=self.level,
                 ciphering=ciphering if self.level else "none",
+                key_info=model.key_info,
+                signed=model.signed,
                 object=model.object,
                 max_pdu=model.max_pdu_size,
                 release=model.release,
@@ -267,7 +275,34 @@ class Session:
             accept=self._accept if not self.model.quirks.counter_restarts else None,
             dedicated=dedicated,
             dedicated_key=dedicated_key,
+            pairs=self._pairs(),
         )
+
+    def _pairs(self) -> KeyPairs | None:
+        """The key pairs of suites 1 and 2, where something of this association needs them."""
+        model, keys = self.model.association, self._keys
+        general = model.ciphering == "general-ciphering" and self.level != 0
+        if not (general or model.signed or self.mechanism is Mechanism.HLS7_ECDSA):
+            return None
+        signing = model.signed or self.mechanism is Mechanism.HLS7_ECDSA
+        one_pass = general and model.key_info == "one-pass"
+        agreed = one_pass or (general and model.key_info == "static")
+        with self.step("keys"):
+            return _key_pairs(
+                model.suite,
+                master=self._need_key(keys.master, "master")
+                if general and model.key_info == "wrapped"
+                else keys.master,
+                sign=self._curve_key(keys.sign, "sign", needed=signing or one_pass),
+                meter_sign=self._curve_key(
+                    keys.meter_sign, "meter_sign", needed=signing or one_pass
+                ),
+                agree=self._curve_key(keys.agree, "agree", needed=agreed),
+                meter_agree=self._curve_key(keys.meter_agree, "meter_agree", needed=agreed),
+            )
+
+    def _curve_key(self, key: Secret | None, name: str, *, needed: bool) -> Secret | None:
+        return self._need_key(key, name) if needed else key
 
     def _need_key(self, key: Secret | None, name: str) -> Secret:
         if key is None:
@@ -558,8 +593,9 @@ class Session:
             )
             return kind(meter, place, during, f"association refused: {text}", hint, code=cause.code)
         if isinstance(cause, ProofRefused):
-            hint = f"Check guek and gak of [{name}]" if self.level else f"Check hls of [{name}]"
-            return KeyRejected(meter, place, "pass 3 of HLS", text, hint, code=cause.code)
+            return KeyRejected(
+                meter, place, "pass 3 of HLS", text, self._proof_hint(), code=cause.code
+            )
         if isinstance(cause, AccessRefused):
             return MeterRefused(meter, place, during, text, code=cause.code)
         if isinstance(cause, NotNegotiated):
@@ -579,7 +615,7 @@ class Session:
                 place,
                 during,
                 f"{text}: whoever answers does not prove that it knows the key",
-                f"Check guek and gak of [{name}]; with the right keys somebody plays the meter",
+                f"{self._proof_hint()}; with the right keys somebody plays the meter",
             )
         if isinstance(cause, TagInvalid):
             return MalformedReply(meter, place, during, text, "The answer was altered on its way")
@@ -593,11 +629,51 @@ class Session:
             return MeterRefused(meter, place, during, f"cannot be asked: {text}")
         return MalformedReply(meter, place, during, text)
 
+    def _proof_hint(self) -> str:
+        """Which keys the proofs of HLS, or the ciphering around them, hang on."""
+        name = self.meter.id
+        if self.mechanism is Mechanism.HLS7_ECDSA:
+            return f"Check sign and meter_sign of [{name}]"
+        if self.mechanism is Mechanism.HLS2:
+            return (
+                f"Check hls of [{name}]; mechanism 2 is each maker's own, and this is AES-128 of the challenge, as "
+                "IS 15959 meters do it"
+            )
+        if self.level or self.mechanism is Mechanism.HLS5_GMAC:
+            return f"Check guek and gak of [{name}]"
+        return f"Check hls of [{name}]"
+
 
 @lru_cache(maxsize=256)
 def _context(suite: int, guek: Secret, gak: Secret | None) -> SecurityContext:
     """The cipher of a meter's keys: 8 us to set up and 2.6 kB each, hence only the latest are kept."""
     return SecurityContext(suite, guek, gak)
+
+
+@lru_cache(maxsize=256)
+def _key_pairs(
+    suite: int,
+    *,
+    master: Secret | None,
+    sign: Secret | None,
+    meter_sign: Secret | None,
+    agree: Secret | None,
+    meter_agree: Secret | None,
+) -> KeyPairs:
+    """The key pairs of a meter; points are proven to be on the curve once.
+
+    Raises:
+        LocalProtocolError: one that is none of this suite; it says which.
+    """
+    return general.key_pairs(
+        suite,
+        os.urandom,
+        master=master,
+        sign=sign,
+        meter_sign=meter_sign,
+        agree=agree,
+        meter_agree=meter_agree,
+    )
 
 
 def _counter_may_explain(error: MeterError) -> bool:
