@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from edge_core.domain import Flag
@@ -195,6 +198,31 @@ async def test_samples_that_fell_into_downtime_are_gateway_off(plant: Make) -> N
     missing = p.missing(p.meter_id())
     assert set(missing) == {"gateway-off"}
     assert missing.total() in (8, 9)
+
+
+async def test_boundaries_are_named_however_fast_the_journal_commits(plant: Make) -> None:
+    """The sample after a pause may be durable before the pause before it gets its name."""
+    p = await plant(modbus=1)
+    await p.settle()
+    stop = threading.Event()
+
+    def commit() -> None:
+        while not stop.is_set():
+            p.journal.flush().result()
+
+    thread = threading.Thread(target=commit)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for pauses in range(1, 25):
+            p.clock.advance(2 * 900 - p.clock.now() % 900)  # one boundary passes unseen
+            await p.settle()
+            assert p.missing(p.meter_id()) == {"gateway-off": pauses}
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
 
 
 async def test_samples_that_our_clock_jumped_over_are_gateway_clock(plant: Make) -> None:
