@@ -27,7 +27,14 @@ from edge_core.acquisition.causes import GATEWAY_CLOCK, GATEWAY_OFF, JOURNAL_FUL
 from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
 from edge_core.acquisition.lines import Lane, Turn
-from edge_core.acquisition.profiles import SAMPLE_PERIOD_S, held_s, is_sampled, keeps, kinds_of, profile_of
+from edge_core.acquisition.profiles import (
+    SAMPLE_PERIOD_S,
+    held_s,
+    is_sampled,
+    keeps,
+    kinds_of,
+    profile_of,
+)
 from edge_core.acquisition.standing import LineState, MeterState, policy_of
 from edge_core.acquisition.visit import Visit, Visited
 from edge_core.config.tables import ConfigErrors
@@ -147,7 +154,7 @@ class Poller:
             (Job.MIDNIGHT, "midnight", schedule.midnight_reads),
         ):
             rule = parse_rule(text)
-            if keeps(model, kind) and kind in kinds_of(model):
+            if held_s(model, kind) > SAMPLE_PERIOD_S and kind in kinds_of(model):
                 rules.pop(job, None)
                 if rule is not None:
                     spread = rule.period_s if isinstance(rule, Every) else SPREAD_OF_MIDNIGHT_S

@@ -54,6 +54,7 @@ class Map:
         functions: function codes that read it; with both, one table answers to both.
         identify: (table, address, words) of the registers that prove the model.
         derived: name of a sum -> its points.
+        history: [history] of the model, {} = it remembers nothing.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Map:
     sparse_text: bool
     identify: tuple[str, int, tuple[int, ...]] | None
     derived: dict[str, tuple[str, ...]]
+    history: dict[str, Any]
 
     def find(self, obis_or_name: str) -> list[Point]:
         """The point, or the points that are summed up, for an OBIS code or a name."""
@@ -118,6 +120,7 @@ def load_map(model: str) -> Map:
         sparse_text="one character in the low byte" in about.get("notes", ""),
         identify=_identify(document.get("identify"), sunspec=sunspec),
         derived={name: tuple(parts) for name, parts in document.get("derived", {}).items()},
+        history=document.get("history", {}),
     )
 
 

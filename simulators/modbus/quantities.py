@@ -14,6 +14,7 @@ from simulators.loads import CHANNELS, Load
 
 _SHARES = {1: (100,), 3: (41, 33, 26)}
 _MILLI = Decimal("0.001")
+DEMAND_S = 900
 
 
 class Quantities:
@@ -26,6 +27,7 @@ class Quantities:
 
     def __init__(self, load: Load, phases: int, reset_at: int | None = None) -> None:
         self.load, self.shares = load, _SHARES.get(phases, _SHARES[3])
+        self.clock_offset_s = 0  # of the meter's own clock, which ends its demand periods
         self._zero = dict.fromkeys(CHANNELS, 0)
         if reset_at is not None:
             self._zero = self._sums(reset_at)
@@ -46,7 +48,7 @@ class Quantities:
         if match := re.fullmatch(r"(active|reactive|apparent)_energy(?:_(.+))?", name):
             return Decimal(self._counter(match[1], match[2].split("_") if match[2] else [], at))
         if match := re.fullmatch(r"(active|reactive|apparent)_demand_(\w+)", name):
-            return abs(self._power(match[1], at)) * (match[2] != "export")
+            return self._demand(match[1], match[2], at)
         if match := re.fullmatch(r"voltage_l([123])_l([123])", name):
             a, b = (self._volts(int(k) - 1, at) for k in match.groups())
             return (a * a + b * b + a * b).sqrt().quantize(_MILLI)
@@ -82,6 +84,14 @@ class Quantities:
             elif re.fullmatch(r"t[1-4]", word):
                 total = total * {"t1": 60, "t2": 40}.get(word, 0) // 100
         return total
+
+    def _demand(self, quantity: str, way: str, at: int) -> Decimal:
+        """Average power of the demand period that ended last."""
+        end = at - (at + self.clock_offset_s) % DEMAND_S
+        energy = self._counter(quantity, [way], end) - self._counter(
+            quantity, [way], end - DEMAND_S
+        )
+        return Decimal(energy * 3600) / DEMAND_S
 
     def _volts(self, phase: int, at: int) -> Decimal:
         return Decimal(int(self.load.voltage(at)[0][phase])) / 10
@@ -145,7 +155,7 @@ class Quantities:
             case "frequency":
                 return Decimal(4_990 + at // 7 % 21) / 100
             case "demand_period":
-                return Decimal(900)
+                return Decimal(DEMAND_S)
             case "demand_period_elapsed":
-                return Decimal(at % 900)
+                return Decimal((at + self.clock_offset_s) % DEMAND_S)
         return None

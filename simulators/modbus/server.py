@@ -1,7 +1,8 @@
 """The lines of the simulated Modbus meters: one pymodbus server per line, its units as SimDevices.
 
 Registers are computed when they are read (`SimDevice.action`). Faults: `silent`, `refuse` (both: no answer), `garbage`,
-`cut` at the packet, `slow` and `busy` at the request. Writes are refused with exception 1.
+`cut` at the packet, `slow` and `busy` at the request. Writes are refused with exception 1, but to the request registers
+of a history.
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ def device(unit: Unit) -> SimDevice:
     return SimDevice(id=unit.unit, simdata=(bits, bits, blocks[0], blocks[1]), action=_action(unit))
 
 
+def _write(unit: Unit, function: int, address: int, values: Any) -> ExcCodes | None:
+    """Only the request registers of a history can be written."""
+    if unit.window is None or function != 16:
+        return ExcCodes.ILLEGAL_FUNCTION
+    if unit.has("busy"):
+        return ExcCodes.DEVICE_BUSY
+    code = unit.window.write(address, [int(v) for v in values], int(unit.clock.now()))
+    return ExcCodes(code) if code else None
+
+
 def _tables(unit: Unit, function: int) -> tuple[str, ...]:
     """The tables that a function code reads; meters that know both codes serve everything under both."""
     if len(unit.map.functions) > 1:
@@ -113,7 +124,9 @@ def _action(unit: Unit) -> Callable[..., Coroutine[None, None, ExcCodes | None]]
         registers: list[int],
         values: list[int] | list[bool] | None,
     ) -> ExcCodes | None:
-        if values is not None or function not in unit.map.functions:
+        if values is not None:
+            return _write(unit, function, address, values)
+        if function not in unit.map.functions:
             return ExcCodes.ILLEGAL_FUNCTION
         if unit.has("slow"):
             await asyncio.sleep(SLOW_S)
@@ -129,6 +142,10 @@ def _action(unit: Unit) -> Callable[..., Coroutine[None, None, ExcCodes | None]]
         for point in unit.map.points:
             if point.table in tables and point.address < address + count and point.end > address:
                 registers[point.address - first : point.end - first] = unit.words(point, at)
+        if unit.window is not None and "holding" in tables:
+            asked = range(address, address + count)
+            if any(at in unit.window.registers for at in asked):
+                registers[address - first : address - first + count] = unit.window.read(asked, at)
         for (where, place), word in unit.fixed.items():
             if where in tables and address <= place < address + count:
                 registers[place - first] = word

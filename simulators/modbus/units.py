@@ -16,6 +16,7 @@ from simulators.faults import Faults
 from simulators.loads import Load
 from simulators.modbus.points import SUNSPEC_COMMON, SUNSPEC_MARK, Map, Point
 from simulators.modbus.quantities import Quantities
+from simulators.modbus.window import Channel, HistoryWindow
 
 if TYPE_CHECKING:
     from edge_core.clock import Clock
@@ -33,6 +34,7 @@ class Unit:
     Attributes:
         unit: the unit id.
         requests: read requests that were answered.
+        window: its history, where it keeps one behind a window.
     """
 
     id: str
@@ -53,9 +55,12 @@ class Unit:
     def __post_init__(self) -> None:
         self.quantities = Quantities(Load(self.index, self.seed), self.map.phases)
         self.fixed = dict(self._identification())
+        self.window = self._history()
         self.defined = {
             (p.table, a) for p in self.map.points for a in range(p.address, p.end)
         } | set(self.fixed)
+        if self.window is not None:
+            self.defined |= {("holding", at) for at in self.window.registers}
 
     @property
     def model(self) -> str:
@@ -72,9 +77,32 @@ class Unit:
     def reset(self) -> None:
         """The counters begin at 0, as after a replacement or a lost memory."""
         self.resets += 1
+        offset_s = self.quantities.clock_offset_s
         self.quantities = Quantities(
             Load(self.index, self.seed), self.map.phases, int(self.clock.now())
         )
+        self.quantities.clock_offset_s = offset_s
+
+    def set_clock(self, offset_s: int) -> None:
+        """Let the meter's own clock be off: its demand periods and its history go by it."""
+        self.quantities.clock_offset_s = offset_s
+        if self.window is not None:
+            self.window.clock_offset_s = offset_s
+
+    def _history(self) -> HistoryWindow | None:
+        """Import and export every quarter hour; an average and an hourly channel beside them, which are no intervals."""
+        if self.map.history.get("kind") != "window":
+            return None
+        energies = [p for p in self.map.points if p.obis in ("1.0.1.8.0.255", "1.0.2.8.0.255")]
+        channels: list[Channel | None] = [Channel(p.obis, p.scale, 15) for p in energies]
+        channels += [Channel("1.0.32.27.0.255", -1, 15), Channel("1.0.1.8.0.255", 1, 60), None]
+        zone = dt.timezone(dt.timedelta(seconds=self.quantities.load.tz_s))
+        return HistoryWindow(self.map.history, channels, self.kept, zone)
+
+    def kept(self, obis: str, at: int) -> int:
+        """What the counter of a code read at a second, as a raw integer."""
+        points = self.map.find(obis)
+        return int(self._raw(points[0], at)) if points else 2301
 
     # --- registers
 

@@ -22,6 +22,7 @@ are refused: then nothing says which interval this is. A shorter period is flagg
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ DOUBT_S = 600
 MISALIGNED = 0.2  # of a period: an end that far from its multiples names no interval
 EARLY_S = 4 * 3600  # the start is put before an hour that comes twice
 RECENT_S, RECENT_WAIT_S = 2 * 86_400, 5.0  # "recent entries are found fast"
+EMPTY_LOOKS_S = (0.5, 1.0, 2.0)  # a window that was just placed and shows nothing may not be ready
 FIRST_YEAR_S = 946_684_800  # 2000-01-01: before everything that such a clock can stamp
 RUNNING_S = 1.0  # a period may end while its registers are read
 
@@ -207,6 +209,11 @@ class Window:
                 else:
                     await self._go_on()
                 entries = await self._look(channel)
+                for pause_s in EMPTY_LOOKS_S if run.behind is None else ():
+                    if entries:
+                        break
+                    await asyncio.sleep(pause_s)
+                    entries = await self._look(channel)
                 self._take(run, entries, begin)
             except _Moved as moved:
                 placed = False
