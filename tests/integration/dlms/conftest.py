@@ -18,6 +18,7 @@ from edge_core.config.schema import Meter as MeterConfig
 from edge_core.domain import Block, Secret, as_list
 from edge_core.journal import CounterStore
 from simulators.dlms.meter import Meter
+from simulators.dlms.suites import public
 from simulators.fleet import Fleet
 from simulators.spec import DlmsGroup, FleetSpec
 
@@ -27,6 +28,27 @@ class DictMemory(dict[str, Any]):
 
     def put(self, key: str, value: Any) -> None:
         self[key] = msgspec.json.decode(msgspec.json.encode(value))
+
+
+def keys_of(meter: Meter) -> MeterKeys:
+    """What the keys file of a gateway holds of a meter."""
+    keys = meter.keys
+    held = MeterKeys(
+        guek=Secret(keys.guek),
+        gak=Secret(keys.gak),
+        password=Secret(keys.password.encode()),
+        hls=Secret(keys.hls),
+    )
+    if not meter.suite:
+        return held
+    return msgspec.structs.replace(
+        held,
+        master=Secret(keys.master),
+        sign=Secret(keys.client_sign),
+        agree=Secret(keys.client_agree),
+        meter_sign=Secret(public(meter.suite, keys.sign)),
+        meter_agree=Secret(public(meter.suite, keys.agree)),
+    )
 
 
 class Bench:
@@ -46,12 +68,7 @@ class Bench:
     def driver(self, meter: Meter | None = None, **changes: Any) -> Driver:
         """A fresh session; `changes` replace fields of the meter's configuration, `keys`, `model`, `timeout_s`."""
         meter = meter or self.meter
-        keys = changes.pop("keys", None) or MeterKeys(
-            guek=Secret(meter.keys.guek),
-            gak=Secret(meter.keys.gak),
-            password=Secret(meter.keys.password.encode()),
-            hls=Secret(meter.keys.hls),
-        )
+        keys = changes.pop("keys", None) or keys_of(meter)
         model = changes.pop("model", None) or load_model(meter.model)
         line = changes.pop("line", None) or Line(
             id=meter.line,

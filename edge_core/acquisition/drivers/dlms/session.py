@@ -625,6 +625,10 @@ class Session:
             return MalformedReply(
                 meter, place, during, text, "The answer was refused, nothing of it is used"
             )
+        if isinstance(cause, LocalProtocolError) and during == "keys":
+            return KeyRejected(
+                meter, place, during, text, f"Check the keys of [{name}] and the suite of the model"
+            )
         if isinstance(cause, LocalProtocolError):
             return MeterRefused(meter, place, during, f"cannot be asked: {text}")
         return MalformedReply(meter, place, during, text)
