@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 VISIT_S = 120.0
+LOOK_MIN_S = 0.005
 SPREAD_OF_MIDNIGHT_S = 1800.0
 FULL_PAUSE_S = 10.0
 SILENT_AFTER = 3  # failed visits in a row before the alarm meter-silent
@@ -95,7 +96,7 @@ class Poller:
         *,
         drivers: Iterable[str],
         journal: Journal,
-        counters: CounterStore,
+        counters: CounterStore | None,
         memories: Memories,
         keys: KeyRing,
         clock: Clock,
@@ -111,7 +112,6 @@ class Poller:
         self._wake = asyncio.Event()
         self._stopping = False
         self._full_until = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         self.on_block: Callable[[dict[str, Any]], None] | None = None  # `opendcu tap`
         self.lines = {
@@ -197,9 +197,10 @@ class Poller:
                     self._start(line)
                 await self._pause()
         finally:
-            for task in self._tasks:
+            visits = [task for line in self.lines.values() for task in line.visits.values()]
+            for task in visits:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*visits, return_exceptions=True)
 
     def stop(self) -> None:
         """End `run`; visits under way are cancelled, which releases their associations."""
@@ -257,11 +258,29 @@ class Poller:
                 state.held.append((turn.priority, work))
             elif not scheduled or not self._held_back(state, work):
                 state.busy = True
-                task = asyncio.create_task(self._serve(state, turn), name=f"visit {turn.meter}")
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                line.visits[turn.meter] = asyncio.create_task(
+                    self._serve(state, turn), name=f"visit {turn.meter}"
+                )
                 continue
             line.lane.end(turn, turn.began, good=False)
+        if line.look is None:
+            self._look_in(line)
+
+    def _look_in(self, line: LineState) -> None:
+        """Come back when a visit has called for too long while others wait."""
+        line.look = None
+        wait_s = line.lane.look_in(self.clock.monotonic())
+        if wait_s is not None and not self._stopping:
+            line.look = asyncio.get_running_loop().call_later(
+                max(wait_s, LOOK_MIN_S), self._relieve, line
+            )
+
+    def _relieve(self, line: LineState) -> None:
+        """Silent meters hand their slots on."""
+        line.look = None
+        for turn in line.lane.relieve(self.clock.monotonic()):
+            line.visits[turn.meter].cancel()
+        self._start(line)
 
     def _held_back(self, state: MeterState, jobs: list[Job]) -> bool:
         """Parked meters and a full journal: the jobs come again later."""
@@ -277,16 +296,21 @@ class Poller:
 
     async def _serve(self, state: MeterState, turn: Turn[Any]) -> None:
         lane, good = state.line.lane, False
-        patience = asyncio.get_running_loop().call_later(
-            lane.patience_s(), self._linger, state.line, turn
-        )
         try:
             if isinstance(turn.work, list):
                 good = await self._visit(state, turn)
             else:
+                lane.answered(turn, self.clock.monotonic(), counts=False)  # somebody waits for it
                 good = await self._act(state, turn.work)
+        except asyncio.CancelledError:
+            if not turn.put_off or self._stopping:
+                raise
+            # broken off because it did not answer while others waited: it comes again as a suspect
+            self.counts["put-off"] += 1
+            state.queued = True
+            lane.put(turn.priority, turn.meter, turn.work, suspect=True)
         finally:
-            patience.cancel()
+            state.line.visits.pop(turn.meter, None)
             state.busy = False
             lane.end(turn, self.clock.monotonic(), good=good)
             held, state.held = state.held, []
@@ -294,11 +318,6 @@ class Poller:
                 self._enqueue(state, priority, waiting)
             self._start(state.line)
             self._wake.set()
-
-    def _linger(self, line: LineState, turn: Turn[Any]) -> None:
-        """A visit takes long: others may go on meanwhile, where the line allows it."""
-        if line.lane.linger(turn):
-            self._start(line)
 
     def driver(self, state: MeterState, tracer: Tracer | None = None) -> Driver:
         """A fresh session with a meter; the caller closes it.
@@ -432,6 +451,7 @@ class Poller:
             between=lambda: self._between(state, turn, driver),
             unsampled=self._unsampled,
             pending=state.pending,
+            answered=lambda: state.line.lane.answered(turn, self.clock.monotonic()),
         )
         try:
             async with asyncio.timeout(VISIT_S):

@@ -13,6 +13,8 @@ from edge_core import errors
 from edge_core.acquisition.backfill import Pending
 
 if TYPE_CHECKING:
+    import asyncio
+
     from edge_core.acquisition.drivers import Memory
     from edge_core.acquisition.lines import Lane
     from edge_core.config.models import Model
@@ -59,10 +61,17 @@ def policy_of(error: errors.MeterError) -> Policy:
 
 @dataclass(slots=True)
 class LineState:
-    """One line: its configuration, its queue and slots."""
+    """One line: its configuration, its queue and slots.
+
+    Attributes:
+        visits: tasks of the visits under way, by meter.
+        look: calls back when somebody who waits may be helped.
+    """
 
     config: Line
     lane: Lane[Any]
+    visits: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    look: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)

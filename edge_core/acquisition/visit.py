@@ -121,6 +121,7 @@ class Visit:
         between: called between two portions of a long read; True = somebody more urgent waits for the line.
         unsampled: the cause of a boundary that was not sampled and that nobody named yet.
         pending: what may have to be gone back for.
+        answered: called when the meter has answered.
     """
 
     meter: Meter
@@ -134,6 +135,7 @@ class Visit:
     between: Callable[[], Awaitable[bool]] | None = None
     unsampled: Callable[[int], str] = lambda _: GATEWAY_OFF
     pending: Pending = field(default_factory=Pending)
+    answered: Callable[[], None] = lambda: None
     result: Visited = field(default_factory=Visited)
 
     async def run(self, jobs: list[Job]) -> None:
@@ -148,6 +150,7 @@ class Visit:
             if not jobs:
                 return
         device = await self.driver.identify()
+        self.answered()
         self._check_serial(device.serial)
         self.result.device = device.serial
         self._take_notices()

@@ -270,7 +270,9 @@ class Line(_Table, frozen=True, kw_only=True):
         id: its name in meters, logs and metrics.
         transport: tcp, udp or serial.
         framing: wrapper and hdlc are DLMS; modbus-tcp and modbus-rtu (also in a TCP stream) are Modbus.
-        concurrency: sessions at the same time; 0 = 200, on a serial line always 1.
+        concurrency: sessions at the same time; 0 = 200, on a serial line always 1. From 4 on, meters that were called and do
+            not answer wait beyond this number, as many again at most, and meters that were silent before a quarter of it:
+            each holds a socket and nothing else, and the others need not wait for it.
         address: host:port that all meters of the line stand behind, if they give only their unit or HDLC address.
         device: serial device; /dev/serial/by-path/... survives replugging.
         baudrate: bits per second of a serial line.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_core.acquisition.lines import FEW_SLOTS, SHARE, Lane, Turn
+from edge_core.acquisition.lines import PATIENCE_FACTOR, SHARE, Lane, Turn
 from edge_core.schedule.agenda import Priority
 
 
@@ -75,37 +75,118 @@ def test_on_a_serial_line_suspects_wait_for_silence_and_else_have_their_share():
     assert others > 3800
 
 
-def test_a_visit_that_lasts_hands_its_slot_on_where_lines_are_wide():
-    lane: Lane[str] = Lane(FEW_SLOTS)
-    for n in range(12):
+def full(slots: int, waiting: int) -> tuple[Lane[str], list[Turn[str]]]:
+    """A lane that knows how fast its meters answer, its slots taken at 0 by meters that do not."""
+    lane: Lane[str] = Lane(slots)
+    for _ in range(300):
+        lane.put(3, "M", "", suspect=False)
+        turn = lane.take(-10.0)
+        assert turn is not None
+        lane.answered(turn, -9.9)
+        lane.end(turn, -9.8, good=True)
+    for n in range(slots + waiting):
         lane.put(3, f"M{n}", "", suspect=False)
-    turns = started(lane)
-    assert len(turns) == FEW_SLOTS
-    assert all(lane.linger(turn) for turn in turns)
-    assert not lane.linger(turns[0])  # once
-    more = started(lane)
-    assert len(more) == FEW_SLOTS
-    assert not any(lane.linger(turn) for turn in more)  # as many as slots at most
-    for turn in turns + more:
-        lane.end(turn, 1, good=False)
-    assert (lane.used, lane.lingering, lane.suspects_at_once) == (0, 0, 0)
+    return lane, started(lane, 0.0)
+
+
+def test_a_line_full_of_silent_meters_is_free_again_when_nothing_stirs():
+    lane, dead = full(8, 8)
+    assert len(dead) == 8
+    wait_s = lane.look_in(0.0)
+    assert wait_s is not None
+    assert wait_s <= 0.2 + 1e-6  # twice the fastest call
+    assert lane.relieve(wait_s - 0.01) == []
+    assert lane.used == 8
+    assert lane.relieve(wait_s) == []
+    assert (lane.used, lane.lingering) == (0, 8)
+    assert [t.meter for t in started(lane, wait_s)] == [f"M{n}" for n in range(8, 16)]
+    assert lane.look_in(wait_s) is None  # nobody waits
+
+
+def test_a_few_silent_meters_hand_their_slots_on_while_others_answer():
+    lane, turns = full(8, 40)
+    dead, well = turns[:2], turns[2:]
+    now = 0.0
+    while not all(turn.lingering for turn in dead):
+        now += 0.1
+        for turn in well:
+            lane.answered(turn, now)
+            lane.end(turn, now, good=True)
+        well = started(lane, now)
+        lane.relieve(now)
+        assert now < 1
+    assert now <= PATIENCE_FACTOR * 0.1 + 0.11
+    well += started(lane, now)
+    assert sum(not turn.lingering for turn in well) == 8
+
+
+def test_who_answers_after_all_has_its_slot_back_and_is_not_put_off():
+    lane, slow = full(4, 4)
+    lane.relieve(1.0)
+    others = started(lane, 1.0)
+    assert len(others) == 4
+    lane.answered(slow[0], 1.1)
+    assert (lane.used, lane.lingering) == (5, 3)
+    lane.put(3, "next", "", suspect=False)
+    assert lane.take(1.1) is None  # not before two have ended
+    lane.end(slow[0], 1.2, good=True)
+    assert lane.take(1.2) is None
+    lane.end(others[0], 1.2, good=True)
+    assert lane.take(1.2) is not None
+
+
+def test_beyond_as_many_as_slots_the_longest_is_put_off():
+    lane, first = full(4, 8)
+    assert lane.relieve(1.0) == []
+    second = started(lane, 1.0)
+    assert len(second) == 4
+    off = lane.relieve(2.0)
+    assert off == first  # they have lingered for long
+    assert all(turn.put_off for turn in off)
+    for turn in off:
+        lane.end(turn, 2.0, good=False)
+        lane.put(3, turn.meter, "", suspect=True)
+    assert len(started(lane, 2.0)) >= 4
+    assert lane.lingering == 4
+
+
+def test_nobody_is_put_off_who_has_not_had_its_time():
+    lane, _ = full(4, 8)
+    lane.relieve(0.25)
+    started(lane, 0.25)
+    assert lane.relieve(0.5) == []
+    assert lane.lingering == 4
+    assert lane.used == 4
 
 
 def test_on_a_narrow_line_nothing_lingers():
     lane: Lane[str] = Lane(1)
     lane.put(3, "M", "", suspect=False)
     turn = lane.take(0)
-    assert not lane.linger(turn)
+    lane.put(3, "N", "", suspect=False)
+    assert turn is not None
+    assert lane.look_in(100) is None
+    assert lane.relieve(100) == []
     assert lane.used == 1
+    lane.answered(turn, 101)
+    lane.end(turn, 102, good=True)
+    assert lane.used == 0
 
 
-def test_patience_follows_what_visits_usually_take():
+def test_patience_follows_what_calls_usually_take():
     lane: Lane[str] = Lane(10)
-    quick = lane.patience_s()
     for n in range(200):
         lane.put(3, "M", "", suspect=False)
-        lane.end(lane.take(n), n + 4.0, good=True)
-    assert lane.patience_s() > 12 > quick
+        turn = lane.take(n)
+        assert turn is not None
+        lane.answered(turn, n + 4.0)
+        lane.end(turn, n + 5.0, good=True)
+    for n in range(20):
+        lane.put(3, f"M{n}", "", suspect=False)
+    started(lane, 300.0)
+    wait_s = lane.look_in(300.0)
+    assert wait_s is not None
+    assert 7 < wait_s <= 8 + 1e-6
 
 
 def test_who_is_urgent_is_told_only_when_no_slot_is_free():
@@ -125,7 +206,8 @@ def test_who_is_urgent_is_told_only_when_no_slot_is_free():
     st.integers(1, 12),
     st.lists(
         st.tuples(
-            st.sampled_from(["put", "suspect", "take", "end", "bad", "linger"]), st.integers(0, 5)
+            st.sampled_from(["put", "suspect", "take", "end", "bad", "answer", "relieve"]),
+            st.integers(0, 5),
         ),
         max_size=120,
     ),
@@ -144,14 +226,24 @@ def test_slots_are_never_lost_nor_overdrawn(slots: int, steps: list[tuple[str, i
             if turn is not None:
                 live.append(turn)
                 waiting -= 1
+        elif what == "relieve":
+            wait_s = lane.look_in(now)
+            off = lane.relieve(now)
+            assert not off or wait_s is not None
+            for turn in off:
+                live.remove(turn)
+                lane.end(turn, now, good=False)
+                lane.put(turn.priority, "M", turn.work, suspect=True)
+                waiting += 1
         elif live:
             turn = live[number % len(live)]
-            if what == "linger":
-                lane.linger(turn)
+            if what == "answer":
+                lane.answered(turn, now)
             else:
                 live.remove(turn)
                 lane.end(turn, now, good=what == "end")
-        assert 0 <= lane.used <= slots
+        # who answers while it lingers has its slot back: as many as slots beyond the slots
+        assert 0 <= lane.used <= 2 * slots
         assert lane.lingering <= slots
         assert lane.suspects_at_once <= max(1, slots // 4)
         assert lane.waiting() == waiting
