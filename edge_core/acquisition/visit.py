@@ -50,6 +50,7 @@ from edge_core.acquisition.profiles import (
     kinds_of,
     profile_of,
 )
+from edge_core.acquisition.relaid import doubtful
 from edge_core.config.models import DlmsModel
 from edge_core.domain import Flag, as_list, make_alarm
 from edge_core.schedule.agenda import Job
@@ -156,6 +157,8 @@ class Visit:
         self._take_notices()
         if not sampled:
             await self._measure_clock()
+            if Job.CLOCK in jobs:
+                await self._check_firmware()
         for job in jobs:
             for kind in self._kinds(job):
                 try:
@@ -260,6 +263,26 @@ class Visit:
             )
         )
 
+    async def _check_firmware(self) -> None:
+        """New firmware may bring other capture objects and scalers: they are proven again, before anything is read."""
+        changed = getattr(self.driver, "firmware_changed", None)
+        found = await changed() if changed is not None else None
+        if found is not None:
+            log.info(
+                "meter %s: firmware %r became %r; its layouts are proven again",
+                self.meter.id,
+                *found,
+            )
+
+    def _look_at_events(self, block: Block) -> None:
+        """After new firmware or another configuration, which the meter's own log tells, layouts are proven again."""
+        at = event_codes.relaid_at(block, self.model)
+        prove_again = getattr(self.driver, "prove_again", None)
+        if at is None or prove_again is None or at <= int(self.memory.get("relaid_event") or 0):
+            return
+        self.memory.put("relaid_event", at)
+        prove_again()
+
     # --- the meter's clock
 
     async def _measure_clock(self) -> None:
@@ -355,6 +378,7 @@ class Visit:
             self._name_unsampled(read, obis, period_s, device, watermark)
             return True
         self._name_absences(read, None if fresh else watermark, obis, period_s, step)
+        await self._settle_layout(kind, device, obis, read)
         behind = watermark is not None and meter_now < watermark
         last = self.result.appended[-1] if read else None
         self._settle_clock(kind, int(meter_now) if behind else None, last)
@@ -436,6 +460,37 @@ class Visit:
             if not whole:
                 return 0
         return left if first > last else 0
+
+    async def _settle_layout(self, kind: str, device: str, obis: Obis, read: list[Block]) -> None:
+        """After a proof that differs: rows since the one before were read again; what the meter lacks is doubted.
+
+        The change is settled when all of it is durable: after a kill before that it is done once more.
+
+        Raises:
+            JournalError: the journal has no room.
+        """
+        relaid = getattr(self.driver, "relaid", None)
+        before = relaid(kind) if relaid is not None else None
+        if before is None:
+            return
+        again = {at for block in read for at in as_list(block.times)}
+        lost = await asyncio.to_thread(
+            doubtful, self.journal, self.meter.id, device, obis, kind, before, again
+        )
+        doubted = [self._append(block, kind, before) for block in lost]
+        await asyncio.wrap_future(self.journal.flush())
+        for future in self.result.appended:
+            future.result()  # JournalError: it is not settled
+        rows = sum(future.result().conflicts for future in doubted)
+        if rows:
+            log.warning(
+                "meter %s: %d rows of %s were read since the last proof of its layout, which no longer holds, and the "
+                "meter no longer has them: flagged layout-doubt",
+                self.meter.id,
+                rows,
+                obis,
+            )
+        self.driver.settled(kind, rows)  # type: ignore[attr-defined]
 
     async def _portions(self, request: ProfileRequest) -> AsyncIterator[tuple[list[Block], bool]]:
         """Portions of a profile where the driver gives them, else all at once."""
@@ -556,6 +611,7 @@ class Visit:
                 block, self.model, self.clock.now(), authenticated=proven
             )
             self._note_outages(block)
+            self._look_at_events(block)
         sampled = any(bits & Flag.SAMPLED for _, _, bits in block.flags)
         fleeting = sampled or held_s(self.model, kind) <= SAMPLE_PERIOD_S
         return self.journal.append(

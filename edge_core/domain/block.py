@@ -78,7 +78,8 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
         read_at: UTC epoch seconds on our clock when the reply came.
         proven_at: UTC epoch seconds when capture objects and scalers were last proven.
         q: quality: clock offset, arrival, for samples {"at": epoch ms, "bound": [lo, hi]}; "relaid": rows above this
-            time replace what was read under a layout that no longer holds.
+            time replace what was read under a layout that no longer holds; "doubt": rows that were read under such a
+            layout and that the meter no longer holds, once more.
     """
 
     meter: str

@@ -6,7 +6,8 @@ A periodic profile keeps its known times as runs (first, last, step), an irregul
 times with their hashes. The last KEEP_TAIL rows of the buffer are kept with their hashes, in buffer order: the tail. A row is
 known when its time and occurrence are known and its hash is the same or forgotten. A known row with another hash is a
 conflict: it is taken, counted, and its hash becomes the current one. So is a row above `q["relaid"]` of its block (the
-layout that it was read under was disproved), unless its hash is known and the same. Of samples the first one wins, whatever comes later.
+layout that it was read under was disproved), unless its hash is known and the same; and every row of a block with
+`q["doubt"]`, which says again what was known, now with doubt. Of samples the first one wins, whatever comes later.
 
 *Occurrences.* A meter whose clock was set back captures some times twice. The block numbers occurrences in buffer order,
 but only over the rows that it holds; what it does not hold is added here. Three things tell a row of the second pass from a
@@ -163,6 +164,9 @@ class Entry(msgspec.Struct, array_like=True):
             if not self.knows(time, hashes):
                 new.append(row)
                 rows.append(row)
+            elif _doubts(block):
+                conflicts += 1
+                rows.append(row)
             elif row not in sampled and (time in hashes or time > relaid):
                 (value,) = row_hashes(block, (row,))
                 if value != hashes.get(time):
@@ -213,6 +217,9 @@ class Entry(msgspec.Struct, array_like=True):
                         self.captured += 1
                     else:
                         firsts.append(row)
+                elif _doubts(block):
+                    conflicts += 1
+                    kept.append(row)
                 elif row not in sampled and (
                     known[place] not in (None, values[row])
                     or (known[place] is None and time > relaid)
@@ -644,3 +651,8 @@ def _relaid(block: Block) -> float:
     """Rows above this time were read under a layout that no longer holds: what came before is no longer current."""
     value = (block.q or {}).get("relaid")
     return value if isinstance(value, int) else math.inf
+
+
+def _doubts(block: Block) -> bool:
+    """Rows that the meter no longer holds, published once more as doubtful."""
+    return bool((block.q or {}).get("doubt"))

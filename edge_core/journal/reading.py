@@ -112,13 +112,19 @@ class Reading:
             raise JournalDamaged(f"{self.path}: segment {segment}: {error}") from error
 
     def find(
-        self, meter: str, *, kind: str = "", since: int | None = None, until: int | None = None
+        self,
+        meter: str,
+        *,
+        kind: str = "",
+        since: int | None = None,
+        until: int | None = None,
+        written_since: int | None = None,
     ) -> Iterator[Block]:
-        """Rows of a meter captured from `since` to `until` (UTC seconds) that the journal still holds.
+        """Rows of a meter captured from `since` to `until` (UTC seconds) that the journal still holds, oldest read first.
 
-        Reads every segment: for a re-request, not for a routine.
+        Reads every segment that was written at or after `written_since`: for a re-request, not for a routine.
         """
-        after = 0
+        after = 0 if written_since is None else self._written_before(written_since)
         while page := self.segments(after, limit=200, everything=True):
             after = page[-1].id
             for segment in page:
@@ -134,6 +140,15 @@ class Reading:
                     ]
                     if rows:
                         yield block if len(rows) == block.rows else block.take(rows)
+
+    def _written_before(self, at: int) -> int:
+        """The newest segment below every one that was written at or after a UTC second."""
+        first = self.head() + 1
+        for generation in self._generations.committed():
+            query = f"SELECT min(id) FROM seg{generation.slot} WHERE at >= ?"
+            (found,) = self._connection().execute(query, (at,)).fetchone()
+            first = first if found is None else min(first, found)
+        return first - 1
 
     def alarms_waiting(self, limit: int = 1000) -> list[Alarm]:
         """Durable alarms that wait for an ack, oldest first."""

@@ -48,10 +48,11 @@ def swapped(columns: tuple[Column, ...]) -> tuple[Column, ...]:
 
 
 async def read(b: Bench, since: int | None) -> tuple[list[Block], list[tuple[str, dict[str, Any]]]]:
-    driver = b.driver()
+    driver: Any = b.driver()
     try:
         blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
-        return blocks, driver.notices  # type: ignore[attr-defined]
+        driver.settled("interval")  # as a visit does when the journal has them
+        return blocks, driver.notices
     finally:
         await driver.close()
 
@@ -190,3 +191,22 @@ async def test_another_scaler_profile_order_is_matched_by_capture_object(bench: 
     age(b, DAY_S)
     _, notices = await read(b, None)
     assert notices == []
+
+
+async def test_a_change_is_not_settled_by_who_only_looks(bench: Make) -> None:
+    """A read on demand is not journalled: the next visit must still read what lies since the last proof."""
+    b = await bench(history_s=4 * DAY_S)
+    b.meter.freeze()
+    await read(b, None)
+    proven = age(b, 2 * DAY_S)
+    relayout(b.meter, coarser)
+    newest = truth_of(b.meter, "interval")[-1][0]
+    for _ in range(2):
+        driver: Any = b.driver()
+        await driver.read_profile(ProfileRequest("interval", since=newest - 3600))
+        assert driver.relaid("interval") == proven
+        await driver.close()
+    blocks, _ = await read(b, newest - 3600)
+    assert min(t for block in blocks for t in as_list(block.times)) <= proven
+    driver = b.driver()
+    assert driver.relaid("interval") is None

@@ -11,16 +11,15 @@ Limits: ROWS_AT_ONCE rows (SLOW_ROWS_AT_ONCE on slow lines) are asked for in one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from edge_core.acquisition.drivers import Device, ProfileRequest
 from edge_core.acquisition.drivers.dlms import registers
 from edge_core.acquisition.drivers.dlms.learned import (
+    DISTRUSTED,
+    Changes,
     LayoutChange,
     Learned,
     capture_objects,
@@ -97,7 +96,7 @@ class Driver:
         self._rows_at_once = SLOW_ROWS_AT_ONCE if slow else ROWS_AT_ONCE
         self._device: Device | None = None
         self._offset_s: float | None = None
-        self._changes: dict[str, LayoutChange] = {}
+        self._changes = Changes(memory)
         self._notices: list[tuple[str, dict[str, Any]]] = []
 
     # --- who and when
@@ -190,7 +189,6 @@ class Driver:
         device = await self.identify()
         profile = self._profile(request.kind)
         learned = await self._learn(request.kind, profile, device.serial)
-        self._recall_change(request.kind)
         request = self._since_the_last_proof(request, learned)
         wanted = await self._portions(request, profile, learned)
         for left, (since, until, selector) in zip(
@@ -214,16 +212,51 @@ class Driver:
                 if (block := self._block(request.kind, part, learned, since, until)) is not None
             ]
             yield blocks, left > 0
-        change = self._changes.get(request.kind)
-        if change is not None and (request.until is None or request.until >= change.proven_now):
-            self._memory.put(f"relaid.{request.kind}", None)  # all was handed over
 
-    def _recall_change(self, kind: str) -> None:
-        """A change that an earlier session found, and whose rows it did not come to read again."""
-        value = self._memory.get(f"relaid.{kind}")
-        if kind not in self._changes and isinstance(value, dict):
-            with contextlib.suppress(msgspec.ValidationError):
-                self._changes[kind] = msgspec.convert(value, LayoutChange)
+    def relaid(self, kind: str) -> int | None:
+        """When the last proof of a kind was made that a later one disproved; None where nothing is to be set right.
+
+        Rows captured since were read under a layout that may be wrong. They come again with each read that begins
+        before, flagged by `q["relaid"]`, until `settled`.
+        """
+        change = self._changes.get(kind)
+        return change.proven_before if change is not None else None
+
+    def settled(self, kind: str, doubted: int = 0) -> None:
+        """All rows since a disproved proof were read again and are safe; so many the meter no longer held."""
+        change = self._changes.settle(kind)
+        for code, detail in self._notices:
+            if change is not None and detail.get("proven_before") == change.proven_before:
+                assert code == "layout-changed"
+                detail["doubted"] = doubted
+
+    def prove_again(self) -> None:
+        """Believe no proof that was made until now: the meter has new firmware, or somebody configured it."""
+        self._memory.put(DISTRUSTED, int(self._clock.now()))
+
+    async def firmware_changed(self) -> tuple[str, str] | None:
+        """Compare the firmware with the remembered one; what it was and is, where that differs, and nothing is proven."""
+        device = await self.identify()
+        obis = self._model.association.nameplate.get("firmware")
+        if not obis:
+            return None
+        try:
+            now = await self._text(obis)
+        except MeterRefused:
+            return None
+        before = device.nameplate.get("firmware", "")
+        if now == before:
+            return None
+        nameplate = device.nameplate | {"firmware": now}
+        self._device = dataclasses.replace(device, nameplate=nameplate)
+        self._memory.put(
+            "identity",
+            {"title": device.title.hex(), "serial": device.serial, "nameplate": nameplate},
+        )
+        if not before:
+            return None
+        self.prove_again()
+        return before, now
 
     def _since_the_last_proof(self, request: ProfileRequest, learned: Learned) -> ProfileRequest:
         """The request; when a proof of this session differs from the one before, back to that one."""
@@ -396,7 +429,8 @@ class Driver:
     async def _learn(self, kind: str, profile: Profile, serial: str) -> Learned:
         """Capture objects and scalers, from memory while they hold."""
         known = remembered(self._memory.get, kind)
-        if known is not None and known.holds(serial, self._clock.now()):
+        distrusted = int(self._memory.get(DISTRUSTED) or 0)
+        if known is not None and known.holds(serial, self._clock.now(), distrusted):
             return known
         return await self._prove(kind, profile, serial)
 
@@ -437,8 +471,7 @@ class Driver:
         change = LayoutChange.between(before, now)
         if change is None:
             return
-        self._changes[kind] = change
-        self._memory.put(f"relaid.{kind}", msgspec.to_builtins(change))
+        self._changes.found(kind, change)
         self._notices.append(
             (
                 "layout-changed",

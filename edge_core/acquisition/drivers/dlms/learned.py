@@ -1,11 +1,12 @@
 """What is learned of a meter's profiles: capture objects, period, order, scalers; kept in the driver's memory.
 
-It is proven at first contact, when another device answers, when rows do not fit, and daily: then read again. A plan
-(compiled layouts) is shared by all meters that agree in these, so a fleet of one model has a handful.
+It is proven at first contact, when another device answers, after new firmware or another configuration, when rows do not
+fit, and daily: then read again. A plan (compiled layouts) is shared by all meters that agree in these, so a fleet of one model has a handful.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
@@ -22,6 +23,7 @@ from edge_core.protocols.dlms.profile import Plan, ScalerUnit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_core.acquisition.drivers import Memory
     from edge_core.config.models import DlmsModel, Profile
 
 MAX_CAPTURE_OBJECTS: Final = 256
@@ -29,6 +31,9 @@ PROVEN_FOR_S: Final = 86_400
 """Civil seconds after which capture objects and scalers are proven again."""
 NEWEST_FIRST: Final = 2
 """Sort method LIFO (attribute 5)."""
+
+DISTRUSTED: Final = "distrusted"
+"""Memory key: until when proofs are not believed any more."""
 
 _KEPT_PLANS: Final = 256
 
@@ -52,9 +57,10 @@ class Learned(msgspec.Struct, frozen=True):
     sort: int
     scalers: tuple[tuple[Obis, int, int, str], ...]
 
-    def holds(self, device: str, now: float) -> bool:
-        """Is it still believed?"""
-        return self.device == device and 0 <= now - self.proven_at < PROVEN_FOR_S
+    def holds(self, device: str, now: float, distrusted: int = 0) -> bool:
+        """Is it still believed? Not where it was proven until `distrusted`."""
+        fresh = 0 <= now - self.proven_at < PROVEN_FOR_S
+        return self.device == device and fresh and self.proven_at > distrusted
 
 
 class LayoutChange(msgspec.Struct, frozen=True):
@@ -96,6 +102,40 @@ class LayoutChange(msgspec.Struct, frozen=True):
             tuple(sorted(old - new)),
             rescaled,
         )
+
+
+class Changes:
+    """Layout changes of a meter that are not settled: found in this session or in an earlier one that did not come to it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._known: dict[str, LayoutChange | None] = {}
+
+    def get(self, kind: str) -> LayoutChange | None:
+        """The change of a kind of profile, None without."""
+        if kind not in self._known:
+            value = self._memory.get(f"relaid.{kind}")
+            self._known[kind] = None
+            if isinstance(value, dict):
+                with contextlib.suppress(msgspec.ValidationError):
+                    self._known[kind] = msgspec.convert(value, LayoutChange)
+        return self._known[kind]
+
+    def found(self, kind: str, change: LayoutChange) -> None:
+        """Two proofs differ. Where an earlier change is not settled either, rows since the proof before that one count."""
+        earlier = self.get(kind)
+        if earlier is not None:
+            change = msgspec.structs.replace(change, proven_before=earlier.proven_before)
+        self._known[kind] = change
+        self._memory.put(f"relaid.{kind}", msgspec.to_builtins(change))
+
+    def settle(self, kind: str) -> LayoutChange | None:
+        """All rows since were read again; returns the change that this was for."""
+        change = self.get(kind)
+        if change is not None:
+            self._known[kind] = None
+            self._memory.put(f"relaid.{kind}", None)
+        return change
 
 
 def remember(put: Callable[[str, Any], None], kind: str, learned: Learned) -> None:
