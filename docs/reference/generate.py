@@ -374,7 +374,16 @@ def supported_meters() -> str:
         "Read over TCP, RTU, or RTU in a TCP stream (gateways convert). *Intervals*: sampled at the boundary, or read from "
         "what the meter remembers ([history] of its model).\n",
         _rows(
-            ["model", "maker", "meters", "transports", "points", "phases", "intervals", "proven by"],
+            [
+                "model",
+                "maker",
+                "meters",
+                "transports",
+                "points",
+                "phases",
+                "intervals",
+                "proven by",
+            ],
             [
                 [
                     f"`{m.name}`",
@@ -388,6 +397,12 @@ def supported_meters() -> str:
                 ]
                 for m in modbus
             ],
+        ),
+        "## What Modbus models assume\n",
+        "What the register maps leave open, and how it is settled until a meter shows otherwise.\n",
+        _rows(
+            ["model", "assumed"],
+            [[f"`{m.name}`", assumption] for m in modbus for assumption in m.about.assumed],
         ),
     ]
     return "\n".join(parts)

@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.drivers.modbus import reader
 from edge_core.acquisition.drivers.modbus import rtu as rtu_line
 from edge_core.acquisition.drivers.modbus import tcp as tcp_line
@@ -229,6 +230,82 @@ async def test_a_late_answer_is_never_another_registers_value(rtu_bench):
         for name, due in (("active_energy_import", 4_000_000), ("active_energy_export", 77)):
             (reading,) = await driver.read_registers(name)
             assert reading.value == due
+
+
+def held_back():
+    """A pair of faults: an answer that never came in time comes with the next request, in front of its own answer."""
+    kept = []
+
+    async def keep(slave, asked, send):
+        kept.append(slave.frame(asked))
+
+    async def bring(slave, asked, send):
+        send(kept[0])
+        send(slave.frame(asked))
+
+    async def bring_alone(slave, asked, send):
+        send(kept[0])
+
+    return keep, bring, bring_alone
+
+
+async def test_what_is_asked_after_a_lost_answer_has_another_size(rtu_bench):
+    """However late it comes, the answer for register 100 fits no request for register 102."""
+    driver = rtu_bench.driver()
+    await driver.identify()
+    rtu_bench.slave.asked.clear()
+    keep, bring, _ = held_back()
+    rtu_bench.slave.faults = [keep, bring]
+    (reading,) = await driver.read_registers("active_energy_import")
+    assert reading.value == 4_000_000
+    rtu_bench.slave.faults = [bring]
+    (reading,) = await driver.read_registers("active_energy_export")
+    assert reading.value == 77
+    first, *others = [(a.address, a.count) for a in rtu_bench.slave.asked]
+    assert first == (100, 2)
+    assert set(others) == {(100, 4)}
+
+
+async def test_a_late_answer_in_place_of_the_right_one_is_not_taken(rtu_bench):
+    driver = rtu_bench.driver()
+    await driver.identify()
+    keep, _, bring_alone = held_back()
+    rtu_bench.slave.faults = [keep, bring_alone]
+    (reading,) = await driver.read_registers("active_energy_export")
+    assert reading.value == 77
+
+
+async def test_two_answers_where_no_other_size_can_be_asked_are_not_believed(rtu_bench):
+    """The frequency stands alone: its late answer is told by the second one."""
+    driver = rtu_bench.driver()
+    await driver.identify()
+    rtu_bench.slave.asked.clear()
+    keep, bring, _ = held_back()
+    rtu_bench.slave.faults = [keep, bring]
+    (reading,) = await driver.read_registers("frequency")
+    assert reading.value == 5002
+    assert [(a.address, a.count) for a in rtu_bench.slave.asked] == [(8, 2)] * 3
+
+
+async def test_a_neighbour_that_is_refused_is_left_out_again(rtu_bench):
+    driver = rtu_bench.driver()
+    await driver.identify()
+    rtu_bench.slave.refused = {102, 103}
+    rtu_bench.slave.faults = [silence]
+    (reading,) = await driver.read_registers("active_energy_import")
+    assert reading.value == 4_000_000
+
+
+async def test_a_late_answer_of_a_sibling_counter_never_enters_an_interval(rtu_bench):
+    """Import and export have one size; their answers are mixed up as thoroughly as a line can."""
+    for _ in range(3):
+        driver = rtu_bench.driver()
+        await driver.identify()
+        keep, bring, _ = held_back()
+        rtu_bench.slave.faults = [keep, bring]
+        (block,) = await driver.read_profile(ProfileRequest("interval"))
+        await driver.close()
+        assert [list(c) for c in block.columns] == [[4_000_000], [77]]
 
 
 async def test_a_cancelled_read_leaves_nothing_behind(rtu_bench):

@@ -35,6 +35,18 @@ def test_sources_and_sureness_are_named(model):
     assert model.about.sure in ("one", "two", "standard")
 
 
+def test_what_the_map_leaves_open_is_settled_and_said(model):
+    """Patterns for "not available", resolution of floats, packing of strings, the power factors of L&T."""
+    told = {text.partition(":")[0] for text in model.about.assumed}
+    measured = [p for p in model.points if p.kind in ("instantaneous", "cumulative")]
+    types = {p.type for p in measured} - {"sunssf"}
+    integers = types & (codec.SIGNED | codec.UNSIGNED)
+    assert not integers or model.sentinels or "Not available" in told
+    assert not types & codec.FLOATS or "Resolution" in told
+    assert not any(p.type == "string" for p in model.points) or "Strings" in told
+    assert model.about.maker != "Larsen & Toubro" or "Power factor" in told
+
+
 def test_points_do_not_overlap(model):
     spans = sorted(Points(model).defined)
     assert all(a.table != b.table or a.end <= b.start for a, b in itertools.pairwise(spans))

@@ -18,8 +18,10 @@ from edge_core.protocols.modbus.plan import (
     Span,
     halves,
     holes_of,
+    plain,
     plan,
     rtu_cost,
+    vary,
 )
 
 COSTS = st.builds(Cost, request=st.integers(1, 100_000), register=st.integers(0, 10_000))
@@ -200,3 +202,45 @@ def test_the_measured_example_of_sdm630():
     assert sum(cost.of(s) for s in wanted) == pytest.approx(2_190_000, rel=0.01)
     requests = plan(wanted, Limits(80, "tolerant", tuple(wanted)), cost)
     assert sum(cost.of(r.span) for r in requests) < 363_000
+
+
+@given(cases(), st.sets(st.integers(1, 40), max_size=4))
+def test_another_size_reads_the_same_points_and_nothing_that_a_plan_may_not(case, taken):
+    wanted, limits, cost = case
+    for request in plan(wanted, limits, cost):
+        varied = vary(request, limits, {*taken, request.span.count})
+        if not varied:
+            continue
+        assert [s for r in varied for s in r.wanted] == list(request.wanted)
+        counts = [r.span.count for r in varied]
+        assert not {*taken, request.span.count} & set(counts)
+        assert len(set(counts)) == len(counts)
+        defined = set().union(*(registers(s) for s in limits.defined))
+        forbidden = set().union(*(registers(s) for s in limits.forbidden), set())
+        for other in varied:
+            assert other.span.count <= limits.largest
+            touched = registers(other.span)
+            assert not touched & forbidden
+            assert limits.holes == "tolerant" or touched <= defined | registers(request.span)
+            ends = {s.start for s in limits.defined}, {s.end for s in limits.defined}
+            assert other.span.start in ends[0]
+            assert other.span.end in ends[1]
+            assert plain(other).wanted == other.wanted
+
+
+@given(cases())
+def test_where_a_neighbour_touches_another_size_is_always_found(case):
+    """Two adjacent points of the model, room for both: the request for one can be made larger."""
+    _, limits, _ = case
+    spans_ = sorted(s for s in limits.defined)
+    for left, right in itertools.pairwise(spans_):
+        both = left.table == right.table and left.end == right.start
+        free = not any(
+            f.table == left.table and f.start < right.end and left.start < f.end
+            for f in limits.forbidden
+        )
+        if both and free and left.count + right.count <= limits.largest:
+            for one in (left, right):
+                (varied, *rest) = vary(Request(one, (one,)), limits, {one.count})
+                assert not rest
+                assert varied.span.count > one.count
