@@ -16,6 +16,7 @@ import pytest
 
 from edge_core.clock import SystemClock
 from simulators.dlms.meter import Meter
+from simulators.dlms.suites import public
 from simulators.fleet import Fleet
 from simulators.spec import DlmsGroup, FleetSpec
 
@@ -31,10 +32,10 @@ async def fleet_of(tmp_path: Path, **group: Any) -> Fleet:
     return fleet
 
 
-async def ask(script: str, meter: Meter, **more: Any) -> dict[str, Any]:
-    """Run a peer against one meter; its last line is the document."""
+def job_of(meter: Meter, **more: Any) -> dict[str, Any]:
+    """What a peer is told about one meter."""
     now = int(meter.clock.now())
-    job = {
+    return {
         "host": meter.host,
         "port": meter.port,
         "framing": meter.framing,
@@ -46,6 +47,9 @@ async def ask(script: str, meter: Meter, **more: Any) -> dict[str, Any]:
         "guek": meter.keys.guek.hex(),
         "gak": meter.keys.gak.hex(),
         "hls": meter.keys.hls.hex(),
+        "suite": meter.suite,
+        "sign": meter.keys.client_sign.hex(),
+        "meter_sign": public(meter.suite, meter.keys.sign).hex() if meter.suite else "",
         "counter": meter.layout.counters[meter.client],
         "registers": [REGISTER],
         "profiles": [INTERVAL, MIDNIGHT],
@@ -54,10 +58,14 @@ async def ask(script: str, meter: Meter, **more: Any) -> dict[str, Any]:
         "to": now,
         **more,
     }
+
+
+async def run(script: str, work: Any) -> Any:
+    """Run a peer; its last line is the document."""
     peer = await asyncio.create_subprocess_exec(
         sys.executable,
         str(PEERS / script),
-        json.dumps(job),
+        json.dumps(work),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -67,7 +75,13 @@ async def ask(script: str, meter: Meter, **more: Any) -> dict[str, Any]:
         peer.kill()
         raise
     assert peer.returncode == 0, err.decode()
-    return json.loads(out.decode().splitlines()[-1]) | {"job": job}
+    return json.loads(out.decode().splitlines()[-1])
+
+
+async def ask(script: str, meter: Meter, **more: Any) -> dict[str, Any]:
+    """Run a peer against one meter."""
+    job = job_of(meter, **more)
+    return dict(await run(script, job)) | {"job": job}
 
 
 def wall(meter: Meter, at: int) -> str:
@@ -161,6 +175,39 @@ async def test_gurux_reads_the_truth(
         assert fleet.record.violations == 1  # that replay, and nothing else
     else:
         assert fleet.record.violations == 0
+    await fleet.close()
+
+
+ASSOCIATIONS = (
+    (0, "hls3", False),
+    (0, "hls4", False),
+    (0, "hls6", False),
+    (1, "hls5", True),
+    (2, "hls5", True),
+    (2, "hls6", True),
+    (1, "hls7", False),
+    (1, "hls7", True),
+)
+
+
+async def test_gurux_associates_by_every_mechanism_and_suite(tmp_path: Path) -> None:
+    """gurux-dlms 1.0.203 signs on P-256 alone: HLS 7 in suite 2 has no peer here."""
+    groups = tuple(DlmsGroup(suite=suite, security=name) for suite, name, _ in ASSOCIATIONS)
+    fleet = Fleet(FleetSpec(dlms=groups), tmp_path, SystemClock())
+    await fleet.open()
+    jobs = [
+        job_of(meter, profiles=[], ciphered=ciphered)
+        for meter, (_, _, ciphered) in zip(fleet.dlms, ASSOCIATIONS, strict=True)
+    ]
+    answers = await run("gurux_client.py", jobs)
+    for meter, got, job in zip(fleet.dlms, answers, jobs, strict=True):
+        value, scaler, unit = got["registers"][REGISTER]
+        low, high = meter.device.registers([job["to"], int(fleet.clock.now())])["import"]
+        assert low <= value <= high
+        assert (scaler, unit) == (1, 30)
+        assert meter.contacts == 1
+        assert got.get("replayed") == ("refused" if job["ciphered"] else None)
+    assert fleet.record.violations == sum(ciphered for _, _, ciphered in ASSOCIATIONS)
     await fleet.close()
 
 

@@ -4,9 +4,9 @@
 # program of its own, started as a separate process; it is no part of the opendcu distribution.
 """Reads a meter with the gurux-dlms client (1.0.203) and prints one JSON document as the last line.
 
-usage: gurux_client.py JOB     JOB: {"host", "port", "framing": "wrapper"|"hdlc", "server": physical address, "public": 16,
-    "client": 48, "security": "lls"|"hls2"|"hls5", "password", "guek", "gak", "hls", "counter": OBIS,
-    "registers": [OBIS], "profiles": [OBIS], "from": s, "to": s, "east": bool, "list": bool, "dedicated": hex or ""}
+usage: gurux_client.py JOB|[JOB, ...]     JOB: {"host", "port", "framing": "wrapper"|"hdlc", "server": physical address, "public": 16,
+    "client": 48, "security": "lls"|"hls2"|...|"hls7", "suite": 0|1|2, "ciphered": bool, "password", "guek", "gak", "hls",
+    "sign": our private key, "meter_sign": the meter's public one, "counter": OBIS, "access": bool, "registers": [OBIS], "profiles": [OBIS], "from": s, "to": s, "east": bool, "list": bool, "dedicated": hex or ""}
 Date-times are compared by their octets, so that the sign of the deviation is this program's business, not gurux's.
 """
 
@@ -18,17 +18,31 @@ import socket
 import sys
 
 from gurux_dlms import GXByteBuffer, GXDateTime, GXReplyData
+from gurux_dlms.ecdsa.GXPrivateKey import GXPrivateKey
+from gurux_dlms.ecdsa.GXPublicKey import GXPublicKey
 from gurux_dlms.enums import Authentication, DataType, InterfaceType, Security
 from gurux_dlms.objects import GXDLMSClock, GXDLMSData, GXDLMSProfileGeneric, GXDLMSRegister
+from gurux_dlms.objects.enums import SecuritySuite
 from gurux_dlms.secure import GXDLMSSecureClient
 
-JOB = json.loads(sys.argv[1])
-FRAMING = InterfaceType.HDLC if JOB.get("framing") == "hdlc" else InterfaceType.WRAPPER
+JOB = {}
 MECHANISMS = {
     "lls": Authentication.LOW,
     "hls2": Authentication.HIGH,
+    "hls3": Authentication.HIGH_MD5,
+    "hls4": Authentication.HIGH_SHA1,
     "hls5": Authentication.HIGH_GMAC,
+    "hls6": Authentication.HIGH_SHA256,
+    "hls7": Authentication.HIGH_ECDSA,
 }
+
+
+def ciphered():
+    return JOB.get("ciphered", JOB["security"] == "hls5")
+
+
+def framing():
+    return InterfaceType.HDLC if JOB.get("framing") == "hdlc" else InterfaceType.WRAPPER
 
 
 class Link:
@@ -69,11 +83,16 @@ class Link:
             raise OSError(f"data-access-result {reply.error}")
 
     def associate(self):
-        if FRAMING == InterfaceType.HDLC:
+        if framing() == InterfaceType.HDLC:
             self.client.parseUAResponse(self.ask(self.client.snrmRequest()).data)
         self.client.parseAareResponse(self.ask(self.client.aarqRequest()).data)
         if self.client.getIsAuthenticationRequired():
-            reply = self.ask(self.client.getApplicationAssociationRequest())
+            with (
+                open(os.devnull, "w") as null,
+                contextlib.redirect_stdout(null),
+            ):  # it prints its keys
+                request = self.client.getApplicationAssociationRequest()
+            reply = self.ask(request)
             self.client.parseApplicationAssociationResponse(reply.data)
         return self
 
@@ -83,7 +102,7 @@ class Link:
         )
 
     def close(self):
-        if FRAMING == InterfaceType.HDLC:
+        if framing() == InterfaceType.HDLC:
             with contextlib.suppress(Exception):
                 self.ask(self.client.disconnectRequest())
         self.socket.close()
@@ -92,27 +111,33 @@ class Link:
 def server_address():
     return (
         1
-        if FRAMING == InterfaceType.WRAPPER
+        if framing() == InterfaceType.WRAPPER
         else GXDLMSSecureClient.getServerAddress(1, JOB["server"])
     )
 
 
 def public_client():
     return GXDLMSSecureClient(
-        True, JOB["public"], server_address(), Authentication.NONE, None, FRAMING
+        True, JOB["public"], server_address(), Authentication.NONE, None, framing()
     )
 
 
 def full_client(counter):
     password = JOB["password"].encode() if JOB["security"] == "lls" else bytes.fromhex(JOB["hls"])
-    if JOB["security"] == "hls5":
+    if JOB["security"] in ("hls5", "hls7"):
         password = None
     c = GXDLMSSecureClient(
-        True, JOB["client"], server_address(), MECHANISMS[JOB["security"]], password, FRAMING
+        True, JOB["client"], server_address(), MECHANISMS[JOB["security"]], password, framing()
     )
-    if JOB["security"] == "hls5":
+    c.ciphering.systemTitle = b"GRX00001"
+    c.ciphering.securitySuite = SecuritySuite(JOB.get("suite", 0))
+    if JOB["security"] == "hls7":
+        c.ciphering.signingKeyPair = (
+            GXPublicKey.fromRawBytes(b"\x04" + bytes.fromhex(JOB["meter_sign"])),
+            GXPrivateKey.fromRawBytes(bytes.fromhex(JOB["sign"])),
+        )
+    if ciphered():
         c.ciphering.security = Security.AUTHENTICATION_ENCRYPTION
-        c.ciphering.systemTitle = b"GRX00001"
         c.ciphering.blockCipherKey = bytearray.fromhex(JOB["guek"])
         c.ciphering.authenticationKey = bytearray.fromhex(JOB["gak"])
         c.ciphering.invocationCounter = counter + 1
@@ -212,13 +237,17 @@ def main():
     with contextlib.suppress(Exception):
         link.ask(link.client.releaseRequest())
     link.close()
-    if JOB["security"] == "hls5":
+    if ciphered():
         out["replayed"] = "refused"
         with contextlib.suppress(Exception):
             Link(full_client(counter)).associate()
             out["replayed"] = "accepted"
-    print(json.dumps(out, default=str))
+    return out
 
 
 DataType  # noqa: B018 imported for readers who extend this with writes of other types
-main()
+WORK = json.loads(sys.argv[1])
+RESULTS = []
+for JOB in WORK if isinstance(WORK, list) else [WORK]:  # noqa: B007 what all of this reads
+    RESULTS.append(main())
+print(json.dumps(RESULTS if isinstance(WORK, list) else RESULTS[0], default=str))
