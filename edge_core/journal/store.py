@@ -149,11 +149,23 @@ def demand_sound(connection: sqlite3.Connection, path: Path) -> None:
 def translate(error: sqlite3.Error, path: Path) -> JournalError:
     """Our error for one of SQLite's."""
     code = getattr(error, "sqlite_errorcode", 0) or 0
+    why = f"{path}: {error}"
+    if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        why += _refusal(path.parent)
     if code in _FULL_CODES or code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN):
-        return DiskFull(f"{path}: {error}")
+        return DiskFull(why)
     if code & 0xFF in _DAMAGE_CODES:
         return JournalDamaged(f"{path}: {error}")
-    return JournalError(f"{path}: {error}")
+    return JournalError(why)
+
+
+def _refusal(folder: Path) -> str:
+    """What the disk itself says to a new file, which SQLite does not pass on: no space, read-only, an error."""
+    try:
+        os.close(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600))
+    except OSError as error:
+        return f" ({error.strerror})"
+    return ""
 
 
 def set_aside(path: Path, stamp: int, folder: Path | None = None) -> Path:

@@ -25,9 +25,10 @@ METERS = 12
 LIMITS = {"max_bytes": 768 << 10, "alarm_reserve_bytes": 64 << 10, "keep_acked_s": 40}
 NEXT_SCHEMA = """
 CREATE TABLE later(id INTEGER PRIMARY KEY, body BLOB);
-ALTER TABLE note ADD COLUMN later TEXT;
-INSERT INTO later SELECT id, body FROM note;
-CREATE INDEX later_notes ON note(later);
+INSERT INTO later(body) SELECT 'x' FROM note;
+CREATE VIEW later_view AS SELECT * FROM note;
+CREATE INDEX later_index ON later(body);
+INSERT INTO meta VALUES ('later', 1);
 """
 TITLE, METER_TITLE, KEY = b"ODCKILLS", b"GRXKILLS", "ab" * 8
 

@@ -21,14 +21,17 @@ from typing import Any
 import pytest
 
 from edge_core.domain import alarm_id
+from edge_core.journal import store
 from edge_core.journal.counters import JUMP
 from tests.conftest import Mosquitto, eventually_sync
 from tests.integration.uplink.conftest import Cloud
 from tests.system.conftest import FLEET, SPEED, Fleet, Installation
+from tests.system.journal_child import NEXT_SCHEMA
 from tests.system.power_cuts import File, records
 from tests.system.test_journal_power_cuts import shim
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+LONG = pytest.mark.skipif(not os.environ.get("OPENDCU_LONG"), reason="OPENDCU_LONG is not set")
 __all__ = ["shim"]
 
 
@@ -48,10 +51,12 @@ def root_only(*command: object) -> None:
 
 
 def at_rest(gateway: Installation, cloud: Cloud) -> None:
-    """Run until the cloud holds readings that it did not hold before, and end in good order."""
+    """Run until messages of reads have arrived that were not there before, and end in good order."""
     gateway.start()
-    before = len(cloud.cells)
-    eventually_sync(lambda: gateway.ask("sweep", timeout_s=5) and len(cloud.cells) > before, 30)
+    before = cloud.topics["reads/interval"]
+    eventually_sync(
+        lambda: gateway.ask("sweep", timeout_s=5) and cloud.topics["reads/interval"] > before, 30
+    )
     assert gateway.terminate() == 0
 
 
@@ -80,10 +85,23 @@ def told(cloud: Cloud, code: str = "journal-damaged") -> list[dict[str, Any]]:
     ]
 
 
-def test_a_data_directory_restored_from_an_old_copy(gateway, cloud, settled, tmp_path):
+def by_archive(source: Path, target: Path) -> None:
+    """As a backup does it: owner, modes and times are kept, inode numbers are not."""
+    archive = target.with_suffix(".tar")
+    subprocess.run(["tar", "-C", source, "-cpf", archive, "."], check=True)
+    target.mkdir(mode=0o700)
+    subprocess.run(["tar", "-C", target, "-xpf", archive], check=True)
+
+
+def by_cp(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", source, target], check=True)
+
+
+@pytest.mark.parametrize("copying", [by_cp, pytest.param(by_archive, marks=LONG)])
+def test_a_data_directory_restored_from_an_old_copy(gateway, cloud, settled, tmp_path, copying):
     data, copy = tmp_path / "data", tmp_path / "copy"
     at_rest(gateway, cloud)
-    shutil.copytree(data, copy, symlinks=True)
+    copying(data, copy)
     at_rest(gateway, cloud)  # both lives go on from the same numbers
     before = counters(data)
     shutil.rmtree(data)
@@ -106,6 +124,29 @@ def test_files_put_back_in_place_from_an_old_copy(gateway, cloud, settled, tmp_p
     for file in copy.rglob("*"):
         if file.is_file():
             (data / file.relative_to(copy)).write_bytes(file.read_bytes())
+    gateway.start()
+    settled(gateway)
+    assert gateway.terminate() == 0
+
+
+@pytest.mark.parametrize("in_place", [True, pytest.param(False, marks=LONG)])
+def test_uplink_db_alone_restored_beside_a_newer_journal(
+    gateway, cloud, settled, tmp_path, in_place
+):
+    """The copy knows fewer numbers than were used: none may name two messages, nothing may count as sent that was not."""
+    data, copy = tmp_path / "data", tmp_path / "uplink.db"
+    at_rest(gateway, cloud)
+    shutil.copy(data / "uplink.db", copy)
+    used = max(n for _, _, n in cloud.arrived)
+    cloud.silent = True  # sent, not acked: the newer records know it, the copy does not
+    at_rest(gateway, cloud)
+    assert max(n for _, _, n in cloud.arrived) > used
+    cloud.silent = False
+    if in_place:
+        (data / "uplink.db").write_bytes(copy.read_bytes())
+    else:
+        (data / "uplink.db").unlink()
+        copy.rename(data / "uplink.db")
     gateway.start()
     settled(gateway)
     assert gateway.terminate() == 0
@@ -153,6 +194,83 @@ def test_a_read_only_data_directory_is_refused_and_works_when_it_is_writable(
     settled(gateway)
     assert gateway.terminate() == 0
     assert len(epochs(cloud)) == 1
+
+
+@pytest.fixture
+def aborting_disk(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """The data directory on an ext4 of its own, and how it meets an error: it turns read-only under whoever writes."""
+    folder, image = tmp_path / "data", tmp_path / "disk.img"
+    folder.mkdir(mode=0o700)
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    root_only("mkfs.ext4", "-q", image)
+    root_only("mount", "-o", "loop,errors=remount-ro", image, folder)
+    folder.chmod(0o700)
+
+    def device() -> str:
+        lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+        return Path(next(d for d, where, *_ in lines if where == str(folder))).name
+
+    def abort() -> None:
+        Path(f"/sys/fs/ext4/{device()}/trigger_fs_error").write_text("a test")
+
+    abort.again = lambda: (  # type: ignore[attr-defined]
+        subprocess.run(["umount", folder], check=True),
+        subprocess.run(["e2fsck", "-p", image], check=False, capture_output=True),
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, folder], check=True),
+    )
+    if not Path(f"/sys/fs/ext4/{device()}/trigger_fs_error").exists():
+        pytest.skip("this kernel has no trigger_fs_error")
+    yield abort
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_the_file_system_turns_read_only_under_a_running_gateway(
+    aborting_disk, gateway, fleet, cloud, settled
+):
+    """As ext4 does it when a block cannot be read. The gateway lives on, tells of it, and works on after a repair."""
+    process = gateway.start()
+    eventually_sync(lambda: all(m["device"] for m in gateway.ask("meters") or [{"device": ""}]), 20)
+    aborting_disk()
+    report = fleet.order("gasp", meter=1, to=gateway.push_url, how="genuine")
+    wanted = alarm_id(report["meter"], "last-gasp", [], report["at"])
+    eventually_sync(lambda: wanted in cloud.alarms, 20)  # told though it cannot be kept
+    gateway.ask("sweep", timeout_s=3)
+    eventually_sync(lambda: gateway.ask("overview")["polling"].get("refused-by-journal", 0), 40)
+    assert process.poll() is None
+    assert gateway.says("journal refused rows", "Read-only file system")
+    gateway.kill()
+    aborting_disk.again()
+    gateway.start()
+    settled(gateway, 30)
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 1
+    assert not told(cloud)
+
+
+def test_an_update_and_a_rollback_with_a_backlog(
+    gateway, fleet, cloud, mosquitto, settled, tmp_path
+):
+    """The next release was here: it added tables, columns and an index to every file, and left a backlog."""
+    mosquitto.kill()
+    gateway.start()
+    eventually_sync(lambda: gateway.ask("sweep", timeout_s=10)["read"] == 6, 30)
+    assert gateway.terminate() == 0
+    assert not cloud.cells
+    for name, table in (("journal.db", "note"), ("uplink.db", "sends"), ("counters.db", "own")):
+        with sqlite3.connect(tmp_path / "data" / name) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            store.migrate(db, [""] * version + [NEXT_SCHEMA.replace("note", table)])
+            assert db.execute("PRAGMA user_version").fetchone() == (version + 1,)
+        db.close()
+    mosquitto.start()
+    eventually_sync(lambda: cloud.client.is_connected(), 10)
+    gateway.start()
+    settled(gateway, 30)
+    assert gateway.terminate() == 0
+    assert len(epochs(cloud)) == 1
+    assert not told(cloud)
+    assert not list((tmp_path / "data" / "damaged").iterdir())
 
 
 def no_database(path: Path, rng: random.Random) -> None:

@@ -1,7 +1,9 @@
-"""Makes a journal of the present schema with a bit of everything: `python tests/data/journals/make.py v001.db` from the top
-folder. Run it once per released schema, never over an old file: these files are the proof that old journals open."""
+"""Makes a journal, an uplink.db (`uplink-*`) or a counters.db (`counters-*`) of the present schema with a bit of everything:
+`python tests/data/journals/make.py v001.db` from the top folder. Run it once per released schema, never over an old file:
+these files are the proof that old ones open."""
 
 import shutil
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -9,13 +11,53 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from edge_core.clock import ManualClock
-from edge_core.journal import Journal
+from edge_core.journal import CounterStore, Journal
+from edge_core.uplink.outbox import AsideRow, Outbox, Ref
 from tests.integration.journal.conftest import PERIOD, T0, make_alarm, make_block
+
+
+def counters(path: Path) -> None:
+    store = CounterStore.open(path, clock=ManualClock())
+    store.prepare(b"ODCTITLE", "ab" * 8, at_least=1_000).result()
+    store.next(b"ODCTITLE", "ab" * 8)
+    store.accept(b"GRXTITLE", "ab" * 8, "push", 77)
+    store.accept(b"GRXTITLE", "ab" * 8, "association", 55)
+    store.settle_epoch(1_764_000_000).result()
+    store.close()
+
+
+def uplink(path: Path) -> None:
+    box = Outbox.open(path, clock=ManualClock())
+    box.begin(1_764_000_000)
+    for segment in (1, 2):
+        n = box.take()
+        assert n is not None
+        box.record(n, (Ref("s", segment, 0, 12, 12),), bytes(32))
+    box.keep_partial(("s", 2), 12, [(0, 5)])
+    box.set_aside(
+        7,
+        AsideRow(
+            (Ref("a", "0123456789abcdef", 0, 1, 1),), "cloud-refused", "on purpose", 1_764_000_000
+        ),
+    )
+    box.spend(20_000, 4_711)
+    box.sync().result()
+    box.close()
 
 
 def main(target: Path) -> None:
     if target.exists():
         raise SystemExit(f"{target} exists: released journals are never made again")
+    with tempfile.TemporaryDirectory() as folder:
+        kind = target.name.partition("-")[0]
+        if kind in ("counters", "uplink"):
+            path = Path(folder) / f"{kind}.db"
+            {"counters": counters, "uplink": uplink}[kind](path)
+            with sqlite3.connect(path) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            db.close()
+            shutil.copy(path, target)
+            return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal.db"
         journal = Journal.open(path, clock=ManualClock(), machine_id=Path(folder) / "none")

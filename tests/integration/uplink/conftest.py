@@ -90,7 +90,7 @@ def cells(*blocks: Block) -> dict[tuple[Any, ...], Any]:
 class Cloud:
     """Subscribes, proves every message, stores cells by identity, acks. `misbehave` maps a way to its probability.
 
-    late: acked by the resend of another moment; lost: no ack this time; doubled: every ack twice; foreign: an ack of
+    late: acked some messages later, in any order; lost: no ack this time; doubled: every ack twice; foreign: an ack of
     other epochs that claims everything; reject: refused, and acked later; forget: neither stored nor acked this time.
     """
 
@@ -112,6 +112,7 @@ class Cloud:
         self.acked: set[tuple[int, int]] = set()
         self.refused: dict[tuple[int, int], bytes] = {}
         self.held: list[tuple[int, int]] = []
+        self.delayed: list[tuple[int, int]] = []
         self.client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=f"cloud-{dcu}", protocol=version
         )
@@ -174,6 +175,11 @@ class Cloud:
         self._store(key, kind, document)
         if self._chance("lost"):
             return
+        if self._chance("late"):
+            self.delayed.append(key)
+            if len(self.delayed) > 3:
+                self.flush()
+            return
         for _ in range(2 if self._chance("doubled") else 1):
             self.send_ack(key[0], acked=[[key[1], key[1]]])
         if self._chance("foreign"):
@@ -204,6 +210,14 @@ class Cloud:
 
     def _chance(self, what: str) -> bool:
         return self.rng.random() < self.misbehave.get(what, 0.0)
+
+    def flush(self) -> None:
+        """Late acks, in any order."""
+        with self.lock:
+            self.rng.shuffle(self.delayed)
+            for epoch, n in self.delayed:
+                self.send_ack(epoch, acked=[[n, n]])
+            self.delayed.clear()
 
     def redrive(self) -> None:
         """What was refused is stored after all."""

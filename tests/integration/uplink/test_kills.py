@@ -40,7 +40,9 @@ def kill_and_drain(
     folder: Path, cloud: Cloud, mosquitto: Mosquitto, rng: random.Random, kills: int = 5
 ) -> tuple[int, int]:
     """Kill so many lives of one folder, and the broker once among them, then let it drain; (blocks, alarms) held to be there."""
-    cloud.misbehave = {"lost": 0.2, "forget": 0.2, "foreign": 0.2, "reject": 0.1, "doubled": 0.2}
+    cloud.misbehave = {
+        "lost": 0.2, "forget": 0.2, "foreign": 0.2, "reject": 0.1, "doubled": 0.2, "late": 0.2,
+    }  # fmt: skip
     durable: set[tuple[int, int]] = set()
     alarms: set[str] = set()
     for run in range(1, kills + 1):

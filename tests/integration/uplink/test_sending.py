@@ -53,7 +53,7 @@ async def test_everything_arrives_once_and_is_released(cloud: Cloud, uplink: Mak
 async def test_a_cloud_that_misbehaves(cloud: Cloud, uplink: Make, seed: int) -> None:
     cloud.rng.seed(seed)
     cloud.misbehave = {
-        "lost": 0.3, "doubled": 0.3, "foreign": 0.3, "reject": 0.25, "forget": 0.25,
+        "lost": 0.3, "doubled": 0.3, "foreign": 0.3, "reject": 0.25, "forget": 0.25, "late": 0.3,
     }  # fmt: skip
     box = uplink(max_message_bytes=4_800).start()
     blocks = [block(m, T0 + 3600 * h) for h in range(12) for m in range(20)]

@@ -1,5 +1,7 @@
 import os
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from edge_core.errors import CounterExhausted, DataDirectoryBusy, LocalProtocolE
 from edge_core.journal import CounterStore
 from edge_core.journal.counters import JUMP
 
+KNOWN = Path(__file__).parents[2] / "data" / "journals"
 OURS, KEY = b"ODC00001", "ab" * 8
 METER = b"GRX12345"
 
@@ -253,3 +256,21 @@ def test_no_jump_passes_the_end_of_a_key(opened):
     counters.settle_epoch(2).result()
     with pytest.raises(CounterExhausted):
         counters.prepare(OURS, KEY).result()
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in KNOWN.glob("counters-*.db")))
+def test_every_schema_ever_released_opens_and_opens_again(opened, path, name):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(KNOWN / name, path)
+    least = 1_000
+    for _ in range(2):
+        store = opened()
+        assert store.was_damaged is None
+        assert not store.was_created
+        store.prepare(b"ODCTITLE", "ab" * 8).result(5)
+        value = store.next(b"ODCTITLE", "ab" * 8)
+        assert value > least
+        least = value
+        assert not store.accept(b"GRXTITLE", "ab" * 8, "push", 77)
+        assert not store.accept(b"GRXTITLE", "ab" * 8, "association", 55)
+        store.close()
