@@ -1,7 +1,8 @@
 """Who is on a line: framing, addresses, what a meter tells anybody, and which meter model fits. Nothing is configured.
 
 DLMS meters are asked as public client (SAP 16, no authentication) for what every meter shows: system title, names,
-serial, clock, invocation counters. No password and no key is ever tried: meters lock out. Modbus units are asked for
+serial, clock, invocation counters, object list. Where that does not tell two models apart both are proposed, with what
+does. No password and no key is ever tried: meters lock out. Modbus units are asked for
 frequency and voltages of every model; a model fits where all of them are possible values, and best where they are
 near a nominal voltage.
 
@@ -19,15 +20,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from edge_core.acquisition.drivers.dlms.channel import HdlcChannel, WrapperChannel
-from edge_core.acquisition.drivers.dlms.registers import text_of
+from edge_core.acquisition.drivers.dlms.channel import (
+    DatagramChannel,
+    HdlcChannel,
+    WrapperChannel,
+)
+from edge_core.acquisition.drivers.dlms.registers import object_list, text_of
 from edge_core.acquisition.drivers.modbus.line import Answered, Ask, Garbled, Silent
 from edge_core.acquisition.drivers.modbus.points import Points
 from edge_core.acquisition.drivers.modbus.proof import locate, weigh
 from edge_core.acquisition.drivers.modbus.reader import Learned, Reader, Refused, Unanswered
 from edge_core.acquisition.drivers.modbus.rtu import RtuLine, Timing
 from edge_core.acquisition.drivers.modbus.tcp import TcpLine
-from edge_core.config.models import DlmsModel, ModbusModel, load_model, model_names
+from edge_core.acquisition.fitting import Fit, dlms_fits, told_apart
+from edge_core.config.models import ModbusModel, load_model, model_names
 from edge_core.errors import ProtocolError
 from edge_core.protocols.dlms import axdr
 from edge_core.protocols.dlms.association import Association, Exchange
@@ -43,7 +49,7 @@ from edge_core.protocols.dlms.refusals import Refused as SaidNo
 from edge_core.protocols.dlms.terms import Terms
 from edge_core.protocols.modbus.pdu import ModbusException
 from edge_core.protocols.modbus.plan import Span
-from edge_core.transports import tcp
+from edge_core.transports import tcp, udp
 from edge_core.transports.serial import SerialStream
 
 if TYPE_CHECKING:
@@ -59,6 +65,8 @@ WAIT_S: Final = 1.5
 BUDGET_S: Final = 60.0
 CLOCK: Final = "0.0.1.0.0.255"
 DEVICE_NAME: Final = "0.0.42.0.0.255"
+EQUIPMENT: Final = "0.0.96.1.1.255"
+PUBLIC_ASSOCIATION: Final = "0.0.40.0.0.255"
 SERIALS: Final = ("0.0.96.1.0.255", "0.0.96.1.2.255")
 COUNTERS: Final = tuple(f"0.0.43.1.{x}.255" for x in range(7))
 CLOCK_NEAR_S: Final = 1_200.0
@@ -69,12 +77,7 @@ ABSENT: Final = (10, 11)
 """Exceptions of a gateway whose unit does not answer."""
 
 
-class Fit(msgspec.Struct, frozen=True):
-    """How well a model fits; `why` in words."""
-
-    model: str
-    score: int
-    why: tuple[str, ...] = ()
+AnyChannel = WrapperChannel | HdlcChannel | DatagramChannel
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -89,6 +92,8 @@ class Found(msgspec.Struct, kw_only=True):
         title: system title in hex, "" where none was told.
         serial: device serial, "" where none was told.
         name: logical device name, or maker and model.
+        equipment: equipment identifier or maker, "" where none was told.
+        objects: logical names that the public client is shown.
         counters: invocation counters by OBIS.
         clock: what the meter's clock says: local, deviation, sign (local-to-utc, utc-to-local or ""), off_s.
         fits: models, best first.
@@ -103,13 +108,15 @@ class Found(msgspec.Struct, kw_only=True):
     title: str = ""
     serial: str = ""
     name: str = ""
+    equipment: str = ""
+    objects: list[str] = []
     counters: dict[str, int] = {}
     clock: dict[str, Any] = {}
     fits: list[Fit] = []
     notes: list[str] = []
 
     def best(self) -> list[str]:
-        """The models that fit alike and best."""
+        """The models that fit alike and best; [] where none fits."""
         return [fit.model for fit in self.fits if fit.score == self.fits[0].score]
 
 
@@ -150,6 +157,7 @@ class Target:
         addresses: HDLC addresses that are tried, logical and physical.
         units: Modbus units that are asked.
         mode_e: an optical head.
+        datagrams: UDP alone; else TCP, and UDP where nobody takes a connection.
     """
 
     host: str = ""
@@ -159,6 +167,7 @@ class Target:
     addresses: Sequence[tuple[int, int | None]] = HDLC_ADDRESSES
     units: Sequence[int] = tuple(range(1, 11))
     mode_e: bool = False
+    datagrams: bool = False
 
     @property
     def place(self) -> str:
@@ -208,7 +217,14 @@ class _Search:
     # --- where
 
     async def tcp(self) -> list[Found]:
-        await (await self._connect()).close()  # is anybody there at all?
+        if self._target.datagrams:
+            return await self._datagrams()
+        try:
+            await (await self._connect()).close()  # is anybody there at all?
+        except OSError:
+            if found := await self._datagrams():
+                return found
+            raise
         host, port = self._target.host, self._target.port
         place = f"{host}:{port}"
 
@@ -291,6 +307,16 @@ class _Search:
         found = await self._public(channel, "wrapper", self._target.place, {})
         return [found] if found else []
 
+    async def _datagrams(self) -> list[Found]:
+        self._tell("wrapper by UDP, public client 16")
+        target = self._target
+        stream = await udp.connect(
+            target.host, target.port, timeout_s=self._budget.wait_s() * 2, tracer=self._tracer
+        )
+        channel = DatagramChannel(stream, PUBLIC_CLIENT, 1)
+        found = await self._public(channel, "wrapper", target.place, {"transport": "udp"})
+        return [found] if found else []
+
     async def _hdlc(
         self, opener: Callable[[], Any], prefix: str, settings: dict[str, Any]
     ) -> list[Found]:
@@ -327,7 +353,7 @@ class _Search:
 
     async def _public(
         self,
-        channel: WrapperChannel | HdlcChannel,
+        channel: AnyChannel,
         framing: str,
         address: str,
         settings: dict[str, Any],
@@ -354,10 +380,11 @@ class _Search:
             found.notes.append(f"the line broke: {broken}")
         finally:
             await channel.close()
-        found.fits = self._dlms_fits(found)
+        found.fits = dlms_fits(found, self._models)
+        found.notes += told_apart(found.best(), self._models)
         return found
 
-    async def _run(self, channel: WrapperChannel | HdlcChannel, exchange: Exchange[Any]) -> Any:
+    async def _run(self, channel: AnyChannel, exchange: Exchange[Any]) -> Any:
         try:
             request = next(exchange)
             while True:
@@ -368,9 +395,7 @@ class _Search:
         finally:
             exchange.close()
 
-    async def _look(
-        self, channel: WrapperChannel | HdlcChannel, association: Association, found: Found
-    ) -> None:
+    async def _look(self, channel: AnyChannel, association: Association, found: Found) -> None:
         found.title = association.meter_title.hex()
 
         async def get(class_id: int, obis: str) -> bytes | None:
@@ -381,77 +406,23 @@ class _Search:
 
         if (data := await get(1, DEVICE_NAME)) is not None:
             found.name = text_of(data)
+        if (data := await get(1, EQUIPMENT)) is not None:
+            found.equipment = text_of(data)
         for obis in SERIALS:
             if not found.serial and (data := await get(1, obis)) is not None:
                 found.serial = text_of(data)
         if (data := await get(8, CLOCK)) is not None:
-            self._read_clock(data, found)
+            read_clock(data, found, self._clock.now())
         else:
             found.notes.append("the clock is not shown to the public client")
+        if (data := await get(15, PUBLIC_ASSOCIATION)) is not None:
+            with contextlib.suppress(ProtocolError):
+                found.objects = list(object_list(axdr.decode_whole(data).plain()))
         for obis in COUNTERS:
             if (data := await get(1, obis)) is not None:
                 value = axdr.decode_whole(data).value
                 if isinstance(value, int):
                     found.counters[obis] = value
-
-    def _read_clock(self, data: bytes, found: Found) -> None:
-        octets = axdr.decode_whole(data).value
-        if not isinstance(octets, bytes) or len(octets) != 12:
-            return
-        deviation = int.from_bytes(octets[9:11], "big", signed=True)
-        told = decode_datetime(octets[:9] + b"\0\0" + octets[11:], ClockRules())
-        if told.at is None:
-            found.notes.append("the clock holds no time")
-            return
-        now = self._clock.now()
-        clock: dict[str, Any] = {"local": told.local, "deviation_min": deviation, "sign": ""}
-        if deviation == UNSPECIFIED_DEVIATION:
-            clock["deviation_min"] = None
-            found.notes.append(
-                "the clock leaves the deviation unspecified: set `zone` in the model"
-            )
-        else:
-            offsets = {
-                name: decode_datetime(octets, ClockRules(sign)).at
-                for name, sign in (("local-to-utc", LOCAL_TO_UTC), ("utc-to-local", UTC_TO_LOCAL))
-            }
-            off = {name: at - now for name, at in offsets.items() if at is not None}
-            near = [name for name, off_s in off.items() if abs(off_s) <= CLOCK_NEAR_S]
-            if len(near) == 1:
-                clock["sign"], clock["off_s"] = near[0], round(off[near[0]], 1)
-            elif deviation:
-                found.notes.append(
-                    "the clock is too far from ours to tell the sign of its deviation"
-                )
-            else:
-                clock["off_s"] = round(off.get("local-to-utc", 0.0), 1)
-        found.clock = clock
-
-    def _dlms_fits(self, found: Found) -> list[Fit]:
-        fits = []
-        for model in self._models:
-            if not isinstance(model, DlmsModel) or not model.profiles:
-                continue
-            score, why = 0, []
-            counter = model.association.counter
-            if found.counters.get(counter):
-                score += 3
-                why.append(f"counts our requests in {counter}")
-            elif counter and counter not in found.counters and found.counters:
-                score -= 2
-            sign = found.clock.get("sign")
-            if sign:
-                same = sign == model.time.deviation
-                score += 3 if same else -3
-                if same:
-                    why.append(f"writes its deviation {sign}")
-            flag = bytes.fromhex(found.title)[:3].decode("ascii", "replace")
-            if flag.strip() and any(flag in text for text in model.about.families):
-                score += 1
-                why.append(f"maker {flag}")
-            if score > 0:
-                fits.append(Fit(model.name, score, tuple(why)))
-        return sorted(fits, key=lambda fit: (-fit.score, fit.model))
 
     # --- Modbus
 
@@ -544,6 +515,40 @@ class _Search:
         return Fit(model.name, score + weight.possible + 2 * weight.nominal, tuple(why))
 
 
+def read_clock(data: bytes, found: Found, now: float) -> None:
+    """What a clock says, into `found`: local time, deviation, and its sign where the clock is near to ours.
+
+    Raises:
+        MalformedApdu: no value.
+    """
+    octets = axdr.decode_whole(data).value
+    if not isinstance(octets, bytes) or len(octets) != 12:
+        return
+    deviation = int.from_bytes(octets[9:11], "big", signed=True)
+    told = decode_datetime(octets[:9] + b"\0\0" + octets[11:], ClockRules())
+    if told.at is None:
+        found.notes.append("the clock holds no time")
+        return
+    clock: dict[str, Any] = {"local": told.local, "deviation_min": deviation, "sign": ""}
+    if deviation == UNSPECIFIED_DEVIATION:
+        clock["deviation_min"] = None
+        found.notes.append("the clock leaves the deviation unspecified: set `zone` in the model")
+    else:
+        offsets = {
+            name: decode_datetime(octets, ClockRules(sign)).at
+            for name, sign in (("local-to-utc", LOCAL_TO_UTC), ("utc-to-local", UTC_TO_LOCAL))
+        }
+        off = {name: at - now for name, at in offsets.items() if at is not None}
+        near = [name for name, off_s in off.items() if abs(off_s) <= CLOCK_NEAR_S]
+        if len(near) == 1:
+            clock["sign"], clock["off_s"] = near[0], round(off[near[0]], 1)
+        elif deviation:
+            found.notes.append("the clock is too far from ours to tell the sign of its deviation")
+        else:
+            clock["off_s"] = round(off.get("local-to-utc", 0.0), 1)
+    found.clock = clock
+
+
 class _Remembering:
     """A line that asks each question once; refusals are remembered too."""
 
@@ -565,6 +570,10 @@ class _Remembering:
         if isinstance(known, Exception):
             raise known
         return known
+
+    def owed(self, unit: int) -> frozenset[tuple[int, int]]:
+        """See ModbusLine.owed."""
+        return self._line.owed(unit)
 
     async def close(self) -> None:
         """See ModbusLine.close."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--baud", "bauds", multiple=True, type=int, help="Speeds instead of 9,600 and 19,200."
 )
+@click.option("--udp", is_flag=True, help="Ask by UDP alone, not where TCP is refused.")
 @click.option("--mode-e", is_flag=True, help="An optical head: begin with the sign-on at 300 baud.")
 @click.option(
     "--wait", "wait_s", default=1.5, show_default=True, help="Longest wait for an answer, seconds."
@@ -50,6 +51,7 @@ def probe(
     units: str,
     addresses: tuple[str, ...],
     bauds: tuple[int, ...],
+    udp: bool,
     mode_e: bool,
     wait_s: float,
     budget_s: float,
@@ -64,7 +66,7 @@ def probe(
     from edge_core.acquisition import probing
     from edge_core.clock import SystemClock
 
-    wanted = _target(target, units, addresses, bauds, mode_e=mode_e)
+    wanted = _target(target, units, addresses, bauds, mode_e=mode_e, udp=udp)
     _refuse_held(wanted, config_file)
 
     def tracer(direction: str, octets: bytes) -> None:
@@ -104,7 +106,13 @@ def probe(
 
 
 def _target(
-    text: str, units: str, addresses: tuple[str, ...], bauds: tuple[int, ...], *, mode_e: bool
+    text: str,
+    units: str,
+    addresses: tuple[str, ...],
+    bauds: tuple[int, ...],
+    *,
+    mode_e: bool,
+    udp: bool,
 ) -> Target:
     from edge_core.acquisition import probing
     from edge_core.config.values import split_host_port
@@ -121,6 +129,8 @@ def _target(
             raise click.UsageError(f"{text!r}: port 0 cannot be called")
     if mode_e and not device:
         raise click.UsageError("--mode-e is for serial devices")
+    if udp and device:
+        raise click.UsageError("--udp is for HOST:PORT")
     return probing.Target(
         host,
         port,
@@ -129,6 +139,7 @@ def _target(
         [pair for a in addresses for pair in _hdlc(a)] or probing.HDLC_ADDRESSES,
         _numbers(units, 247),
         mode_e,
+        udp,
     )
 
 

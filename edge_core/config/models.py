@@ -102,6 +102,7 @@ class About(_Table, frozen=True, kw_only=True):
     Attributes:
         maker: who makes it.
         families: names on the meters' labels.
+        names: regular expressions; a logical device name or equipment identifier that fits one whole is of such a meter.
         models: type designations, where the family has several.
         protocol: dlms or modbus.
         source: documents, with version and page, or repositories with licence.
@@ -116,6 +117,7 @@ class About(_Table, frozen=True, kw_only=True):
 
     maker: str
     families: tuple[str, ...]
+    names: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     protocol: Literal["dlms", "modbus"]
     source: tuple[str, ...]

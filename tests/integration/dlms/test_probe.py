@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from edge_core.acquisition.probing import Found, Target, probe
+from edge_core.acquisition.fitting import dlms_fits, told_apart
+from edge_core.acquisition.probing import Found, Target, probe, read_clock
 from edge_core.cli.probe import probe as command
 from edge_core.cli.probe import proposal
 from edge_core.clock import SystemClock
+from edge_core.config.models import load_model
 from edge_core.journal.datadir import DataDirectory
 from simulators.dlms.bus import SerialBus
 from simulators.fleet import Fleet
@@ -47,6 +49,92 @@ async def test_a_dlms_meter_by_tcp(bench: Make, model: str, sign: str, framing: 
     assert model in found.best()
     assert meter.contacts == 0, "no key and no password was tried"
     assert meter.record.violations == 0
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["--udp", "where TCP is refused"])
+async def test_a_dlms_meter_by_datagrams(bench: Make, told: bool) -> None:
+    b = await bench(transport="udp")
+    meter = b.meter
+    target = Target(meter.host, meter.port, datagrams=told)
+    (found,) = await probed(target)
+    assert (found.framing, found.line) == ("wrapper", {"transport": "udp"})
+    assert found.serial == meter.device.serial
+    assert "is15959-3ph" in found.best()
+    (line,) = tomllib.loads(proposal(target, [found]))["lines"]
+    assert (line["transport"], line["framing"]) == ("udp", "wrapper")
+    assert meter.contacts == 0
+    assert meter.record.violations == 0
+
+
+async def test_models_that_fit_alike_are_all_named_with_what_tells_them_apart(bench: Make) -> None:
+    b = await bench(model="smr5")
+    (found,) = await probed(Target(b.meter.host, b.meter.port))
+    assert set(found.best()) == {"dsmr4", "idis", "smr5"}
+    note = next(n for n in found.notes if "fit alike" in n)
+    assert "only smr5 has 0.0.96.10.4.255" in note
+    assert "only idis has 0.0.96.10.1.255" in note
+    text = proposal(Target(b.meter.host, b.meter.port), [found])
+    assert "# fit alike: dsmr4, idis, smr5" in text
+
+
+def test_a_name_or_an_object_tells_models_apart() -> None:
+    models = [load_model(name) for name in ("idis", "smr5", "dsmr4", "is15959-3ph")]
+
+    def best(**more: Any) -> list[str]:
+        found = Found(
+            protocol="dlms",
+            framing="wrapper",
+            address="",
+            counters={"0.0.43.1.0.255": 7},
+            clock={"sign": "local-to-utc"},
+            **more,
+        )
+        found.fits = dlms_fits(found, models)
+        return found.best()
+
+    assert best() == ["dsmr4", "idis", "smr5"]
+    assert best(equipment="E0051004012345624") == ["dsmr4", "smr5"]
+    assert best(objects=["1.0.98.1.0.255", "0.0.96.10.6.255"]) == ["smr5"]
+    assert best(objects=["0.4.25.9.0.255", "0.0.96.10.1.255"]) == ["idis"]
+    assert told_apart(["idis"], models) == []
+
+
+@pytest.mark.parametrize(
+    ("offset", "sign"), [(0, "utc-to-local"), (3 * 3600, "")], ids=["near", "hours off"]
+)
+async def test_the_sign_of_the_deviation_needs_a_clock_near_to_ours(
+    bench: Make, offset: int, sign: str
+) -> None:
+    b = await bench()
+    b.meter.device.set_clock(b.clock.now(), int(b.clock.now()) + offset)
+    (found,) = await probed(Target(b.meter.host, b.meter.port))
+    assert found.clock["sign"] == sign
+    assert found.clock["deviation_min"] == 330
+    assert any("too far from ours" in text for text in found.notes) == (not sign)
+    assert "is15959-3ph" in found.best(), "its counters tell"
+
+
+def clock_of(octets: str) -> Found:
+    found = Found(protocol="dlms", framing="wrapper", address="")
+    read_clock(bytes.fromhex("090c" + octets), found, 1_764_000_000.0)  # 2025-11-24 16:00 UTC
+    return found
+
+
+def test_clocks_that_tell_no_sign() -> None:
+    unspecified = clock_of("07e90b18011000000080" + "0000")
+    assert unspecified.clock == {
+        "local": 1_764_000_000,
+        "deviation_min": None,
+        "sign": "",
+    }
+    assert "unspecified" in unspecified.notes[0]
+    utc = clock_of("07e90b18011000000000" + "0000")
+    assert (utc.clock["sign"], utc.clock["off_s"]) == ("", 0.0)
+    cet = clock_of("07e90b180111000000ff" + "c400")  # 17:00, -60
+    assert (cet.clock["sign"], cet.clock["off_s"]) == ("local-to-utc", 0.0)
+    none = clock_of("ffffffffffffffffff80" + "00ff")
+    assert none.clock == {}
+    assert none.notes == ["the clock holds no time"]
 
 
 async def test_meters_of_a_serial_bus(bench: Make) -> None:
@@ -158,7 +246,7 @@ address = "127.0.0.1:{port}"
 
 @pytest.mark.parametrize(
     "arguments",
-    [["meter.example"], ["127.0.0.1:0"], ["127.0.0.1:80", "--units", "300"], ["127.0.0.1:80", "--mode-e"],
+    [["meter.example"], ["127.0.0.1:0"], ["127.0.0.1:80", "--units", "300"], ["127.0.0.1:80", "--mode-e"], ["/dev/ttyS0", "--udp"],
      ["/dev/ttyS0", "--address", "x"]],
 )  # fmt: skip
 def test_wrong_use(arguments: list[str]) -> None:
