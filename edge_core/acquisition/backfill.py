@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_core.acquisition.causes import NO_SUCH_ROW, OVERWRITTEN, Absence, absences
-from edge_core.acquisition.profiles import keeps, kinds_of, profile_of
+from edge_core.acquisition.profiles import DAY_S, keeps, kinds_of, profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,16 +46,25 @@ class Pending:
     Attributes:
         kinds: those whose rows are expected at a period.
         unproven: those whose ledger is to be looked at.
+        proven_at: when everything was last looked at, civil.
         reached: how far this process has asked, by device and kind: (up to, last row that came).
     """
 
     kinds: frozenset[str] = frozenset()
     unproven: frozenset[str] = frozenset()
+    proven_at: float = 0.0
     reached: dict[tuple[str, str], tuple[int, int]] | None = None
 
     def doubt(self) -> None:
         """Look at everything again."""
         self.unproven, self.reached = self.kinds, None
+
+    def doubtful(self, kind: str, now: float) -> bool:
+        """Is the ledger of a kind to be looked at? All of them are once a day."""
+        if not 0 <= now - self.proven_at < DAY_S:
+            self.doubt()
+            self.proven_at = now
+        return kind in self.unproven
 
     def prove(self, kind: str) -> None:
         """Nothing of this kind is left to ask for."""

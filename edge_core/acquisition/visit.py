@@ -176,7 +176,6 @@ class Visit:
                 return
             if job is Job.CLOCK and not sampled:
                 await self._check_clock(device.serial, jobs)
-                self.pending.doubt()
             self.result.done.append(job)
 
     def _lacks(self, kind: str, refused: errors.MeterRefused) -> bool:
@@ -385,7 +384,7 @@ class Visit:
         if fresh:
             self.pending.unproven |= {kind}
             self.result.owed = True
-        elif kind in self.pending.unproven:
+        elif self.pending.doubtful(kind, now):
             if self.pending.spans(self._entry(device, obis), device, kind):
                 self.result.owed = True
             else:
@@ -539,14 +538,12 @@ class Visit:
                 first, last = max(gap.first, off), min(gap.last, on or off)
                 if first <= last:
                     self.journal.note_gap(
-                        self.meter.id, device, obis, first, last, METER_POWER_OFF, overrule=False
+                        self.meter.id, device, obis, first, last, METER_POWER_OFF, over=""
                     )
-        self.journal.note_gap(
-            self.meter.id, device, obis, gap.first, gap.last, gap.cause, overrule=False
-        )
+        self.journal.note_gap(self.meter.id, device, obis, gap.first, gap.last, gap.cause, over="")
 
     def _note_outages(self, block: Block) -> None:
-        """Power cuts from the meter's log: they are the cause of what is missing in them, whatever was thought before."""
+        """Power cuts from the meter's log: they are why it holds no rows of that time."""
         known: list[list[int]] = [list(cut) for cut in self.memory.get("outages") or ()]
         found = [list(cut) for cut in known]
         for at, is_on in event_codes.power_of(block, self.model):
@@ -564,8 +561,15 @@ class Visit:
                 obis, period = profile_of(self.model, kind)
                 passed = off // period != on // period
                 if passed and self.journal.watermark(self.meter.id, block.device, obis):
+                    # what was not asked for yet may be there: the row of the moment in which the supply failed
                     self.journal.note_gap(
-                        self.meter.id, block.device, obis, off, on, METER_POWER_OFF
+                        self.meter.id,
+                        block.device,
+                        obis,
+                        off,
+                        on,
+                        METER_POWER_OFF,
+                        over=NO_SUCH_ROW,
                     )
 
     def _entry(self, device: str, obis: Obis) -> LedgerEntry | None:
@@ -589,9 +593,7 @@ class Visit:
                 continue
             if cause:
                 last = (boundary or at) - period_s
-                self.journal.note_gap(
-                    self.meter.id, device, obis, start, last, cause, overrule=False
-                )
+                self.journal.note_gap(self.meter.id, device, obis, start, last, cause, over="")
             start, cause = boundary, why
 
     def _append(self, block: Block, kind: str, ceiling: int) -> Future[Any]:

@@ -238,18 +238,18 @@ class Journal(Reading):
         last: int,
         cause: str,
         *,
-        overrule: bool = True,
+        over: str | None = None,
     ) -> Future[None]:
         """Name the cause of rows that are missing from first to last (UTC seconds, both included).
 
         Args:
-            overrule: this word holds where another one was said; else that one does.
+            over: only where this cause was named before, "" = only where none was; None = whatever was said.
         """
         if first > last:
             raise ValueError(f"a gap from {first} to {last}")
         # names of a configuration are no plain text, and the book holds nothing else
         return self._submit(
-            "gap", meter, device, str(profile), first, last, cause, overrule, within_s=LAZY_S
+            "gap", meter, device, str(profile), first, last, cause, over, within_s=LAZY_S
         )
 
     def release(

@@ -401,21 +401,18 @@ class Entry(msgspec.Struct, array_like=True):
 
     # ---- what is missing -----------------------------------------------------------------------
 
-    def note_gap(self, first: int, last: int, cause: str, *, overrule: bool = True) -> None:
+    def note_gap(self, first: int, last: int, cause: str, *, over: str | None = None) -> None:
         """Name the cause of what is missing from first to last.
 
         Neighbours of one cause become one: a meter that is silent for days is one gap, told boundary by boundary.
 
         Args:
-            overrule: this word holds where another one was said; else that one does.
+            over: only where this was said before, "" = only where nothing was; None = whatever was said.
         """
-        if not overrule:
-            for a, b, _ in [gap for gap in self.gaps if gap[1] >= first and gap[0] <= last]:
-                if a > first:
-                    self.note_gap(first, a - 1, cause)
-                first = b + 1
-            if first > last:
-                return
+        if over is not None:
+            for a, b in self._said(first, last, over):
+                self.note_gap(a, b, cause)
+            return
         pieces = [(first, last, cause)]
         for a, b, other in self.gaps:
             if a < first:
@@ -430,6 +427,20 @@ class Entry(msgspec.Struct, array_like=True):
                 gaps.append((a, b, other))
         self.gaps = gaps
         self._bound()
+
+    def _said(self, first: int, last: int, cause: str) -> list[tuple[int, int]]:
+        """Parts of a span that are named so; "" = not named."""
+        inside = [
+            (max(a, first), min(b, last), c) for a, b, c in self.gaps if a <= last and b >= first
+        ]
+        if cause:
+            return [(a, b) for a, b, c in inside if c == cause]
+        out = []
+        for a, b, _ in inside:
+            if a > first:
+                out.append((first, a - 1))
+            first = b + 1
+        return [*out, (first, last)] if first <= last else out
 
     def _bound(self) -> None:
         """Keep runs and gaps within their limits without losing count of a row."""

@@ -280,11 +280,11 @@ class Transaction:
         first: int,
         last: int,
         cause: str,
-        overrule: bool,
+        over: str | None,
     ) -> None:
         number = self._names.device(self._db, meter, device)
         entry = self._book.stage(self._db, (number, profile), "interval")
-        entry.note_gap(first, last, cause, overrule=overrule)
+        entry.note_gap(first, last, cause, over=over)
         self._book.at_once((number, profile))
 
     def _do_release(self, segments: list[int], alarms: list[str], notes: list[int]) -> None:

@@ -259,7 +259,9 @@ def test_counts_and_causes_are_exact_however_much_is_merged(acts):
                 causes |= dict.fromkeys(gone, cause)
             elif act in ("name", "fill"):
                 span = range(max(1, first), max(1, first) + length)
-                entry.note_gap(T0 + span[0] * P, T0 + span[-1] * P, cause, overrule=act == "name")
+                entry.note_gap(
+                    T0 + span[0] * P, T0 + span[-1] * P, cause, over=None if act == "name" else ""
+                )
                 for t in span:
                     causes[t] = cause if act == "name" else causes.get(t, cause)
         wanted = {}
@@ -279,15 +281,23 @@ def test_counts_and_causes_are_exact_however_much_is_merged(acts):
         ledger.MAX_RUNS, ledger.MAX_GAPS, ledger.TIDY_GAPS = limits
 
 
-def test_a_word_that_does_not_overrule_fills_what_nobody_named():
+def test_a_word_may_be_for_what_nobody_named_or_for_what_was_named_so():
     entry = Entry("interval")
     absorb(entry, [0, 10])
     entry.note_gap(T0 + 3 * P, T0 + 4 * P, "line-silent")
-    entry.note_gap(T0 + P, T0 + 9 * P, "gateway-off", overrule=False)
+    entry.note_gap(T0 + P, T0 + 9 * P, "gateway-off", over="")
     assert [(h.rows, h.cause) for h in entry.holes()] == [
         (2, "gateway-off"),
         (2, "line-silent"),
         (5, "gateway-off"),
+    ]
+    entry.note_gap(T0 + 2 * P, T0 + 6 * P, "meter-power-off", over="gateway-off")
+    assert [(h.rows, h.cause) for h in entry.holes()] == [
+        (1, "gateway-off"),
+        (1, "meter-power-off"),
+        (2, "line-silent"),
+        (2, "meter-power-off"),
+        (3, "gateway-off"),
     ]
 
 
@@ -309,7 +319,7 @@ def test_a_year_with_a_gap_a_day_is_small():
     entry, at = Entry("interval"), 0
     for day in range(365):
         absorb(entry, range(at, at + 90 + day % 5))
-        entry.note_gap(T0 + (at + 90) * P, T0 + (at + 102) * P, "meter-power-off", overrule=False)
+        entry.note_gap(T0 + (at + 90) * P, T0 + (at + 102) * P, "meter-power-off", over="")
         at += 96 + day % 7
     octets, hashes = book._pack(entry)
     assert len(entry.runs) == 365
