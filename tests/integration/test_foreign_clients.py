@@ -196,7 +196,7 @@ async def test_gurux_associates_by_every_mechanism_and_suite(tmp_path: Path) -> 
     fleet = Fleet(FleetSpec(dlms=groups), tmp_path, SystemClock())
     await fleet.open()
     jobs = [
-        job_of(meter, profiles=[], ciphered=ciphered)
+        job_of(meter, profiles=[], ciphered=ciphered, access=True)
         for meter, (_, _, ciphered) in zip(fleet.dlms, ASSOCIATIONS, strict=True)
     ]
     answers = await run("gurux_client.py", jobs)
@@ -205,6 +205,10 @@ async def test_gurux_associates_by_every_mechanism_and_suite(tmp_path: Path) -> 
         low, high = meter.device.registers([job["to"], int(fleet.clock.now())])["import"]
         assert low <= value <= high
         assert (scaler, unit) == (1, 30)
+        (energy, first), (serial, second) = got["access"]
+        assert (first, second) == (0, 0)
+        assert low <= energy <= int(meter.device.registers(int(fleet.clock.now()))["import"][0])
+        assert bytes.fromhex(serial).decode() == meter.device.serial
         assert meter.contacts == 1
         assert got.get("replayed") == ("refused" if job["ciphered"] else None)
     assert fleet.record.violations == sum(ciphered for _, _, ciphered in ASSOCIATIONS)

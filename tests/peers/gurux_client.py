@@ -20,7 +20,9 @@ import sys
 from gurux_dlms import GXByteBuffer, GXDateTime, GXReplyData
 from gurux_dlms.ecdsa.GXPrivateKey import GXPrivateKey
 from gurux_dlms.ecdsa.GXPublicKey import GXPublicKey
-from gurux_dlms.enums import Authentication, DataType, InterfaceType, Security
+from gurux_dlms.enums import Authentication, Conformance, DataType, InterfaceType, Security
+from gurux_dlms.enums.AccessServiceCommandType import AccessServiceCommandType
+from gurux_dlms.GXDLMSAccessItem import GXDLMSAccessItem
 from gurux_dlms.objects import GXDLMSClock, GXDLMSData, GXDLMSProfileGeneric, GXDLMSRegister
 from gurux_dlms.objects.enums import SecuritySuite
 from gurux_dlms.secure import GXDLMSSecureClient
@@ -129,6 +131,8 @@ def full_client(counter):
     c = GXDLMSSecureClient(
         True, JOB["client"], server_address(), MECHANISMS[JOB["security"]], password, framing()
     )
+    if JOB.get("access"):
+        c.proposedConformance |= Conformance.ACCESS
     c.ciphering.systemTitle = b"GRX00001"
     c.ciphering.securitySuite = SecuritySuite(JOB.get("suite", 0))
     if JOB["security"] == "hls7":
@@ -228,6 +232,14 @@ def main():
         for messages in link.client.readList([(a, 2), (b, 2)]):
             values += link.ask(messages).value
         out["list"] = [plain(value) for value in values]
+    if JOB.get("access"):
+        items = [
+            GXDLMSAccessItem(AccessServiceCommandType.GET, GXDLMSRegister(obis), 2)
+            for obis in JOB["registers"]
+        ] + [GXDLMSAccessItem(AccessServiceCommandType.GET, GXDLMSData("0.0.96.1.0.255"), 2)]
+        reply = link.ask(link.client.accessRequest(None, items))
+        link.client.parseAccessResponse(items, reply.data)
+        out["access"] = [[plain(item.value), int(item.error)] for item in items]
     if JOB.get("set_clock"):
         clock.time = GXDateTime(local(JOB["set_clock"]))
         link.ask(link.client.write(clock, 2))
