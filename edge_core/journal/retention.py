@@ -87,6 +87,10 @@ class Released:
         """Marked ids that stand nowhere on disk yet."""
         return list(self._fresh)
 
+    def waiting(self) -> int:
+        """How many of them."""
+        return len(self._fresh)
+
     def discard(self, segments: Collection[int]) -> None:
         """Take back marks that were not saved."""
         for segment in segments:
