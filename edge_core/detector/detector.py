@@ -1,4 +1,4 @@
-"""The role `detector`: follows the journal, closes civil days, has them scored, writes findings back.
+"""The role `detector`: follows the journals, closes civil days, has them scored, writes findings back.
 
 Everything that touches detector.db runs in one thread of its own; the event loop only waits. Per round: read the
 segments above the cursor (released ones too), tell evidence of rows that lasted long enough at once, close the days
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
-    from edge_core.journal import Journal
+    from edge_core.journal import Journal, Journals
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ class Detector:
 
     Args:
         config: checked configuration; `[detector]`, `[gateway]` and `[schedule]` are read.
-        journal: the journal of this process.
+        journal: the journals of all processes; findings go into our own.
         clock: civil days close by it.
     """
 
-    def __init__(self, config: Config, journal: Journal, clock: Clock) -> None:
+    def __init__(self, config: Config, journal: Journal | Journals, clock: Clock) -> None:
         self._config, self._journal, self._clock = config, journal, clock
         self._calendar = Calendar(ZoneInfo(config.gateway.timezone))
         self._directory = DataDirectory(config.gateway.data_dir)
@@ -147,18 +147,30 @@ class Detector:
         """The state as the file has it."""
         self._collector = Collector(self._store, self._calendar)
         self._watch = Watch(self._store, self._calendar)
-        self._cursor = int(self._store.meta("cursor", 0))
+        self._read_to: dict[str, list[int]] = json.loads(self._store.meta("cursors", "{}"))
+        if not self._read_to and self._store.meta("epoch") is not None:  # of a release before
+            epoch, cursor = self._store.meta("epoch"), self._store.meta("cursor", 0)
+            self._read_to["journal.db"] = [int(epoch), int(cursor)]
+        self._cursors: dict[int, int] = {}
         self._pending: dict[int, set[int]] = {
             int(day): set(parts)
             for day, parts in json.loads(self._store.meta("pending", "{}")).items()
         }
         self._saved_at = self._clock.now()
-        epoch = self._store.meta("epoch")
-        if epoch != self._journal.epoch or self._cursor > self._journal.head():
-            if epoch is not None:
+        self._find_files()
+
+    def _find_files(self) -> None:
+        """Begin to follow files that are new, where they were left; one of another epoch from its beginning."""
+        heads, epochs = self._journal.heads(), self._journal.epochs()
+        for base, name in self._journal.names().items():
+            if base in self._cursors or base not in heads:
+                continue
+            epoch, cursor = self._read_to.get(name, (epochs[base], 0))
+            if epoch != epochs[base] or cursor > heads[base] - base:
                 self._collector.start_over()
-            self._cursor = 0
-        self._journal.hold("detector", self._cursor)
+                cursor = 0
+            self._cursors[base] = base + cursor
+            self._journal.hold("detector", self._cursors[base])
 
     def _undo(self) -> None:
         """Back to what is saved."""
@@ -173,19 +185,21 @@ class Detector:
         self._store.close()
 
     def _take(self) -> None:
-        """Everything that the journal has above the cursor."""
+        """Everything that the journals have above the cursors."""
         oldest = oldest_day(self._calendar.day_of(self._clock.now()))
-        while not self._stop.is_set():
-            page = self._journal.segments(self._cursor, limit=100, everything=True)
-            if not page:
-                break
-            for segment in page:
-                if self._stop.is_set():
-                    return
-                if segment.kind == "interval":
-                    self._segment(segment.id, oldest)
-                self._cursor = segment.id
-            self._shrink()
+        self._find_files()
+        for base in list(self._cursors):
+            while not self._stop.is_set():
+                page = self._journal.segments(self._cursors[base], limit=100, everything=True)
+                if not page:
+                    break
+                for segment in page:
+                    if self._stop.is_set():
+                        return
+                    if segment.kind == "interval":
+                        self._segment(segment.id, oldest)
+                    self._cursors[base] = segment.id
+                self._shrink()
         self._fast()
 
     def _segment(self, number: int, oldest: int) -> None:
@@ -272,15 +286,22 @@ class Detector:
     def _write(self) -> None:
         self._collector.save()
         self._watch.save()
-        self._store.set_meta("cursor", self._cursor)
-        self._store.set_meta("epoch", self._journal.epoch)
+        names, epochs = self._journal.names(), self._journal.epochs()
+        for base, cursor in self._cursors.items():
+            if base in names and base in epochs:
+                self._read_to[names[base]] = [epochs[base], cursor - base]
+        self._store.set_meta("cursors", json.dumps(self._read_to))
+        epoch, cursor = self._read_to.get("journal.db", (self._journal.epoch, 0))
+        self._store.set_meta("cursor", cursor)  # for the release before
+        self._store.set_meta("epoch", epoch)
         pending = {str(day): sorted(parts) for day, parts in self._pending.items()}
         self._store.set_meta("pending", json.dumps(pending))
 
     def _written(self) -> None:
         self._collector.saved()
         self._saved_at = self._clock.now()
-        self._journal.hold("detector", self._cursor)
+        for cursor in self._cursors.values():
+            self._journal.hold("detector", cursor)
 
     # ---- scoring and telling
 

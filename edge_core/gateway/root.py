@@ -1,6 +1,7 @@
 """Builds every room from the configuration, runs them, stops them in order.
 
-Start: lock, journal, counters, then what writes (listener, poller), then what sends. Stop: what writes first, then a
+One process plays all roles, or several share them (split.py): each writes a journal of its own, the one with the uplink
+reads the others' as well and speaks for all. Start: lock, journal, counters, then what writes (listener, poller), then what sends. Stop: what writes first, then a
 flush, then the sender, then the files. SIGTERM is safe within STOP_S at any point; what is not flushed by then is
 still in the meters, and the watermark knows it.
 
@@ -23,12 +24,15 @@ from edge_core.acquisition.listener import Listener
 from edge_core.acquisition.poller import Poller
 from edge_core.config.keys import KeyRing
 from edge_core.domain import make_alarm
-from edge_core.gateway.commands import Commands
+from edge_core.gateway import split, wires
+from edge_core.gateway.commands import Desk, Runner
 from edge_core.gateway.daily import Daily
+from edge_core.gateway.inbox import Inbox
+from edge_core.gateway.tending import tend
 from edge_core.gateway.views import Views
 from edge_core.health import events
 from edge_core.health.watchdog import Watchdog, notify
-from edge_core.journal import CounterStore, Journal
+from edge_core.journal import CounterStore, Journals
 from edge_core.journal.datadir import DataDirectory, Memories
 from edge_core.transports.control import ControlServer
 
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 STOP_S = 4.0
 HOUSEKEEPING_S = 60.0
+TEND_S = 3_600.0
 POLLING_ROLES = ("dlms", "modbus")
 
 
@@ -70,24 +75,27 @@ class Gateway:
         self.config, self.clock = config, clock
         self.roles = tuple(roles or config.gateway.roles)
         self._began = self._uplink_lost = clock.monotonic()
+        self.name = split.name_of(self.roles)
         self.directory = DataDirectory(config.gateway.data_dir).prepare()
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             opening.enter_context(self.directory.lock(self.roles))
             self.keys = KeyRing.of(config)
-            self.journal = Journal.open(
-                self.directory.journal(),
-                clock=clock,
-                max_bytes=int(config.journal.max_bytes),
-                alarm_reserve_bytes=int(config.journal.alarm_reserve_bytes),
-                keep_acked_s=float(config.journal.keep_acked),
-                keep_long_s=float(config.journal.keep_long),
-            )
+            self.journal = split.open_journal(config, self.directory, self.roles, clock)
             opening.callback(self.journal.close, STOP_S)
-            self.counters = CounterStore.open(self.directory.counters, clock=clock)
-            opening.callback(self.counters.close, STOP_S)
-            # another epoch than theirs: a copy, or begun anew; waits, for no counter may be used before
-            self.counters.settle_epoch(self.journal.epoch).result()
+            split.take_ledgers(self.journal, self.directory, self._polled())
+            self.journals: Journals | None = None
+            if set(wires.FOLLOWERS) & set(self.roles):
+                self.journals = Journals(self.journal, clock)
+                opening.callback(self.journals.close)
+            self.counters: CounterStore | None = None
+            if {"dlms", "push"} & set(self.roles):
+                path = self.directory.counters_of(self.roles)
+                self.counters = CounterStore.open(path, clock=clock)
+                opening.callback(self.counters.close, STOP_S)
+                split.take_windows(self.counters, self.directory)
+                # another epoch than theirs: a copy, or begun anew; waits, for no counter may be used before
+                self.counters.settle_epoch(self._epoch()).result()
             self.memories = Memories(self.directory, now=clock.now())
             opening.callback(self.memories.close)
             self._open = opening.pop_all()
@@ -109,11 +117,26 @@ class Gateway:
                 keys=self.keys,
                 clock=clock,
             )
-            if "push" in self.roles
+            if "push" in self.roles and self.counters is not None
             else None
         )
         self.sender: Sender | None = None
-        self.commands = Commands(config, self.poller, self.journal, clock)
+        self.runner = Runner(self.poller, self.journal, clock, self.directory.uplink)
+        self.inbox = Inbox(
+            self.directory.uplink,
+            self.journal,
+            on_epoch=self._on_epoch,
+            on_orders=lambda: self.runner.look(self.roles),
+        )
+        self.wires = wires.Wires(
+            self.directory,
+            self.name,
+            self.roles,
+            self.journal,
+            self.journals,
+            on_news=self.inbox.wake,
+            on_look=self._look,
+        )
         self.about: Callable[[], dict[str, Any]] = dict  # what whoever runs us adds to health
         self.on_lite: Callable[[], bool] = (
             bool  # does a nucleus lite run us? It may show only later
@@ -145,8 +168,9 @@ class Gateway:
     async def _run(self) -> None:
         if self.listener is not None:
             await self.listener.start()
-        control = ControlServer(self.directory.control, self.views.handlers())
+        control = ControlServer(self.directory.control_of(self.name), self.views.handlers())
         await control.start()
+        self.wires.start(asyncio.get_running_loop())
         self._raise_start_alarms()
         background: list[asyncio.Task[None]] = []
         try:
@@ -155,12 +179,19 @@ class Gateway:
                 def room(name: str, work: Coroutine[Any, Any, None]) -> None:
                     background.append(rooms.create_task(work, name=name))
 
-                if "uplink" in self.roles:
-                    self.sender = self._make_sender()
+                if "uplink" in self.roles and self.journals is not None:
+                    self.sender = self._make_sender(self.journals)
+                    await self.runner.take_up((*self.roles, "uplink"), self.journals)
+                    self.runner.look(self.roles)  # given to another process, before roles changed
                     room("uplink", self.sender.run())
+                    room("tending", self._tend())
+                else:
+                    await self.runner.take_up(self.roles, self.journal)
+                    room("inbox", self.inbox.run())
                 polling = rooms.create_task(self.poller.run(), name="poller")
                 room("health", self._report_health())
-                room("completeness", self.daily.run())
+                if not self.name:
+                    room("completeness", self.daily.run())
                 if "detector" in self.roles:
                     self._add_detector(room)
                 if "console" in self.roles:
@@ -179,12 +210,14 @@ class Gateway:
         finally:
             if self.listener is not None:
                 await self.listener.close()
+            self.wires.close()
             await control.close()
 
     async def _stop_rooms(
         self, polling: asyncio.Task[None], background: list[asyncio.Task[None]]
     ) -> None:
         """Writers, flush, sender; each step bounded, all within STOP_S."""
+        self.runner.close()
         self.poller.stop()
         await asyncio.wait([polling], timeout=1.0)
         polling.cancel()
@@ -208,27 +241,68 @@ class Gateway:
 
     # --- rooms
 
-    def _make_sender(self) -> Sender:
+    def _make_sender(self, journals: Journals) -> Sender:
         from edge_core.uplink.clients import make_client
         from edge_core.uplink.sender import Hooks, Sender
         from edge_core.uplink.topics import Topics
 
         topics = Topics(self.config.uplink.topic_prefix, self.config.gateway.id)
         hooks = Hooks(
-            on_command=self.commands.take,
+            on_command=lambda command, payload: desk.take(command, payload),
             on_no_acks=self._on_no_acks,
             on_new_epoch=self._on_new_epoch,
             on_aside=lambda n, cause, why: events.message_set_aside(n, f"{cause}: {why}"),
             on_connected=self._on_connected,
+            on_rows=self.wires.news,
         )
-        return Sender(
+        sender = Sender(
             self.config,
-            self.journal,
+            journals,
             make_client(self.config, topics.subscription),
             self.clock,
             hooks=hooks,
             describe=self._describe,
         )
+        desk = Desk(self.config, self.runner, sender.record, self.clock, (*self.roles, "uplink"))
+        return sender
+
+    def _look(self) -> None:
+        if self.sender is not None:
+            self.sender.look()
+
+    async def _tend(self) -> None:
+        """Look after the journals of processes that are no more."""
+        while True:
+            await asyncio.to_thread(
+                tend, self.config, self.directory, self.journal.path, self.clock, self._on_damage
+            )
+            await asyncio.sleep(TEND_S)
+
+    def _on_damage(self, why: str) -> None:
+        events.journal_damaged(why)
+        self.alarm("journal-damaged", {"cause": why})
+
+    def _polled(self) -> list[str]:
+        """The meters that this process polls."""
+        models = self.config.models
+        return [
+            meter.id
+            for meter in self.config.meters.values()
+            if models[meter.model].about.protocol in self.roles
+        ]
+
+    def _epoch(self, uplink: int = 0) -> int:
+        """What tells the counters that something was restored: the epoch of our journal and, elsewhere, the uplink's."""
+        if not self.name:
+            return self.journal.epoch
+        return split.joint_epoch(
+            self.journal.epoch, uplink or split.epoch_of(self.directory.uplink)
+        )
+
+    def _on_epoch(self, epoch: int) -> None:
+        """The uplink's epoch, in a process without it."""
+        if self.counters is not None:
+            self.counters.settle_epoch(self._epoch(epoch)).add_done_callback(_tell_jump)
 
     def _describe(self, meter: str, log: str, code: int) -> Meaning:
         """What an event code of a meter means."""
@@ -251,7 +325,8 @@ class Gateway:
             events.uplink_down(self.config.uplink.url, reason)
 
     def _on_new_epoch(self, epoch: int, why: str) -> None:
-        self.counters.settle_epoch(epoch).add_done_callback(_tell_jump)
+        if self.counters is not None:
+            self.counters.settle_epoch(epoch).add_done_callback(_tell_jump)
         self.alarm("journal-damaged", {"epoch": epoch, "cause": why})
 
     def _add_detector(self, room: Any) -> None:
@@ -260,7 +335,8 @@ class Gateway:
         except ImportError as missing:
             log.info("detector: not started, %s is not installed", missing.name)
             return
-        room("detector", Detector(self.config, self.journal, self.clock).run())
+        assert self.journals is not None
+        room("detector", Detector(self.config, self.journals, self.clock).run())
 
     def _add_console(self, room: Any) -> None:
         try:
@@ -292,8 +368,10 @@ class Gateway:
             self.alarm("journal-damaged", {"cause": self.journal.was_damaged})
         if self.journal.was_copied:
             log.warning("new epoch %d: %s", self.journal.epoch, self.journal.was_copied)
-            self._on_new_epoch(self.journal.epoch, self.journal.was_copied)
-        if self.counters.was_damaged:
+            self.alarm(
+                "journal-damaged", {"epoch": self.journal.epoch, "cause": self.journal.was_copied}
+            )
+        if self.counters is not None and self.counters.was_damaged:
             events.journal_damaged(self.counters.was_damaged)
             self.alarm("journal-damaged", {"cause": self.counters.was_damaged})
         if (

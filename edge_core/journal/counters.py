@@ -16,6 +16,7 @@ Arrays of all identities are held in memory (about 40 octets each) and written i
 # ruff: noqa: S608  table names cannot be parameters; ours are constants
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import logging
 import sqlite3
@@ -231,6 +232,45 @@ class CounterStore:
                 self._told_s = within_s
         if tell:
             self._submit("peers", within_s=within_s)
+        return True
+
+    def take_windows(self, path: Path) -> None:
+        """Take over what another counters.db knows of pushes: a counter that was accepted there is a replay here.
+
+        Raises:
+            sqlite3.Error: it cannot be read.
+        """
+        with contextlib.closing(store.connect(path, reader=True)) as db:
+            names = {
+                i: (bytes(title), fingerprint)
+                for i, title, fingerprint in db.execute(
+                    "SELECT id, title, fingerprint FROM identity"
+                )
+            }
+            rows = db.execute("SELECT chunk, body FROM push").fetchall()
+        changed = False
+        with self._lock:
+            for chunk, body in rows:
+                values = struct.unpack(f"<{len(body) // 8}Q", body)
+                pairs = zip(values[::2], values[1::2], strict=True)
+                for i, (highest, window) in enumerate(pairs, start=chunk * CHUNK):
+                    if highest and i in names:
+                        changed |= self._merge_window(self._identify(*names[i]), highest, window)
+        if changed:
+            self._submit("peers", within_s=SOON_S)
+
+    def _merge_window(self, i: int, highest: int, window: int) -> bool:
+        """What both windows accepted; True when that is more than ours. Called with the lock held."""
+        ours, mine = self._push[i], self._window[i]
+        if ours >= highest:
+            merged = mine | window << (ours - highest) if ours - highest < WINDOW else mine
+        else:
+            merged = window | mine << (highest - ours) if highest - ours < WINDOW else window
+        merged &= 0xFFFF_FFFF_FFFF_FFFF
+        if (max(ours, highest), merged) == (ours, mine):
+            return False
+        self._push[i], self._window[i] = max(ours, highest), merged
+        self._dirty.add(("push", i // CHUNK))
         return True
 
     def flush(self) -> Future[None]:

@@ -1,13 +1,13 @@
 """The data directory: who may use it, where everything in it is, and what drivers remember of meters.
 
     <data_dir>/ (0700)
-      journal.db | journal-<role>.db   uplink.db   counters.db   detector.db
+      journal.db | journal-<role>.db   uplink.db   counters.db | counters-push.db   detector.db
       cache/memory.db    what drivers learned: capture objects, scalers, limits; losing it costs one more read a meter
       damaged/           files that were set aside, never deleted by us
       lock.<role>        flock'ed by the process that plays the role; holds its pid as text
-      control.sock       wake-<role>.sock
+      control.sock | control-<role>.sock   wake-<role>.sock
 
-One process a role: two gateways on one directory would use the same invocation counters twice. The kernel drops the
+<role> is the first role of a process; the one with the uplink has the names without a role. One process a role: two gateways on one directory would use the same invocation counters twice. The kernel drops the
 lock with the process, so a kill leaves nothing to clean up.
 """
 
@@ -45,7 +45,19 @@ class DataDirectory:
         self.detector = self.path / "detector.db"
         self.cache = self.path / "cache"
         self.damaged = self.path / "damaged"
-        self.control = self.path / "control.sock"
+        self.control = self.control_of("")
+
+    def control_of(self, role: str) -> Path:
+        """Where the process with the uplink (""), or another one, answers requests."""
+        return self.path / (f"control-{role}.sock" if role else "control.sock")
+
+    def controls(self) -> list[Path]:
+        """Where processes may answer, the one with the uplink first; a killed one leaves its socket behind."""
+        return [self.control, *sorted(self.path.glob("control-*.sock"))]
+
+    def counters_of(self, roles: Iterable[str]) -> Path:
+        """The counters of a process: who associates has counters.db, who only hears pushes a file for their windows."""
+        return self.counters if "dlms" in set(roles) else self.path / "counters-push.db"
 
     def journal(self, role: str = "") -> Path:
         """The journal of one process (""), or of a role that has a process of its own."""

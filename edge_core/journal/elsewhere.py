@@ -101,21 +101,18 @@ class Elsewhere(Reading):
         self.look()
         return super().blocks(segment)
 
-    def entries(self, meters: Iterable[str]) -> Iterator[list[tuple[str, str, Obis, Entry]]]:
-        """The ledger of these meters, a list for each meter that it knows: (meter, device, profile, entry).
+    def entries(self, meters: Iterable[str]) -> Iterator[tuple[str, str, Obis, Entry]]:
+        """The ledger of these meters: (meter, device, profile, entry).
 
-        Reads again what was committed after the ledger was last written.
+        At the first call, what was committed after the ledger was last written is read again.
         """
         self.look()
-        self._complete_book()
+        if not self._book.complete:
+            self._complete_book()
         db = self._connection()
         for meter in meters:
-            found = self._book.entries(db, meter)
-            if found:
-                yield [
-                    (meter, self._names.device_of(device)[1], profile, entry)
-                    for device, profile, entry in found
-                ]
+            for device, profile, entry in self._book.entries(db, meter):
+                yield meter, self._names.device_of(device)[1], profile, entry
 
     def mark(self, key: str) -> str:
         """What its owner marked under this key, or ""."""
@@ -214,6 +211,7 @@ class Elsewhere(Reading):
                     self._book.replay(db, segment.id, blocks, dict(caps))
                 except JournalError as error:
                     log.warning("%s: segment %d is not in the ledger: %s", self.name, after, error)
+        self._book.complete = True
 
     def _forget_hidden(self) -> None:
         """Keep only what the file still holds of what is hidden."""
@@ -244,5 +242,23 @@ def state_of(path: Path) -> tuple[int, int]:
         return int(meta.get("epoch", 0)), head
     except (sqlite3.Error, ValueError, TypeError):
         return 0, 0
+    finally:
+        connection.close()
+
+
+def forget_ledger(path: Path, marks: str) -> None:
+    """Forget the ledger of a journal that nobody has open, and the marks that begin so: its own segments tell it again.
+
+    Raises:
+        sqlite3.Error: the file cannot be written.
+    """
+    connection = store.connect(path)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM ledger")
+        connection.execute(
+            "DELETE FROM meta WHERE key = 'upto' OR substr(key, 1, ?) = ?", (len(marks), marks)
+        )
+        connection.execute("COMMIT")
     finally:
         connection.close()

@@ -409,6 +409,14 @@ class Journal(Reading):
         waiting = status.alarms_waiting or status.notes_waiting or status.aside
         return bool(status.head or waiting)
 
+    def names(self) -> dict[int, str]:
+        """File names by base."""
+        return {0: self.path.name}
+
+    def epochs(self) -> dict[int, int]:
+        """Epochs by base."""
+        return {0: self.epoch}
+
     def register(self, register: object) -> None:
         """One journal has no files of others to number (`Journals` has)."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -86,6 +86,10 @@ class Unregistered:
         """Nothing is kept."""
 
 
+def _nothing(*_: object) -> None:
+    """What is called back where nobody listens."""
+
+
 TAKEN = "taken"
 """Key of the mark under which an owner says how far it has released what the uplink freed."""
 
@@ -108,6 +112,7 @@ class Journals:
         self._unreadable: set[str] = set()
         self._alarm_callbacks: list[Callable[[Alarm], None]] = []
         self._commit_callbacks: list[Callable[[], None]] = []
+        self.on_hold: Callable[[Elsewhere, str, int], object] = _nothing
 
     def register(self, register: Register) -> None:
         """Number and free by this register from now on; before the first read."""
@@ -131,7 +136,8 @@ class Journals:
                 self._replace({n: o for n, o in self._others.items() if n != number})
                 other.close()
             known = {other.path for other in self._others.values()}
-            for path in sorted(self.own.path.parent.glob("journal*.db")):
+            found = self.own.path.parent.glob("journal*.db")
+            for path in sorted(found, key=lambda p: (p.name != "journal.db", p.name)):
                 if path not in known and path != self.own.path:
                     self._enter(path)
 
@@ -314,6 +320,19 @@ class Journals:
         if freed.segments or freed.alarms or freed.notes:
             other.release(freed.segments, freed.alarms, freed.notes)
             self._register.free(number, freed)
+
+    def note(self, kind: str, sub: str, body: dict[str, Any]) -> Future[int]:
+        """As `Journal.note`, in our own journal."""
+        return self.own.note(kind, sub, body)
+
+    def hold(self, name: str, cursor: int) -> None:
+        """As `Journal.hold`, of the file of the base of the cursor; other processes are told (`on_hold`)."""
+        number = cursor >> SHIFT
+        other = self._others.get(number)
+        if not number:
+            self.own.hold(name, cursor)
+        elif other is not None:
+            self.on_hold(other, name, cursor & _LOCAL)
 
     def renew_epoch(self) -> int:
         """As `Journal.renew_epoch`, of our own journal."""

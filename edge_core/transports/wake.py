@@ -45,22 +45,22 @@ class Waker:
         self._thread: threading.Thread | None = None
         self.lost = 0  # lines that did not arrive
 
-    def send(self, word: str, line: bytes = b"") -> None:
-        """Send a line, now, or behind those that wait; an empty one that finds the queue full is not kept."""
+    def send(self, word: str, line: bytes = b"") -> bool:
+        """Send a line, now, or behind those that wait; a word without a line is not kept. False: it does not arrive."""
         with self._lock:
-            if not self._lines:
-                if self._put(_octets(word, line)) is not False:
-                    return
-                if not line:
-                    return  # ten datagrams wait: it will look anyway
+            if not self._lines and (arrived := self._put(_octets(word, line))) is not False:
+                return bool(arrived)
+            if not line:
+                return False
             if len(self._lines) >= WAITING:
                 self.lost += 1
-                return
+                return False
             self._lines.append((word, line))
             if self._thread is None:
                 name = f"wake {self._path.stem}"
                 self._thread = threading.Thread(target=self._empty, name=name, daemon=True)
                 self._thread.start()
+        return True
 
     def close(self) -> None:
         """Let go of the socket."""

@@ -62,16 +62,24 @@ class Record:
         with self._lock:
             return self._states.get(command, "")
 
-    def enter(self, order: Order, state: str, role: str, now: float) -> Future[None]:
-        """Write a new command down; done when it is on disk."""
+    def enter(
+        self,
+        order: Order,
+        state: str,
+        role: str,
+        now: float,
+        answer: dict[str, Any] | None = None,
+    ) -> Future[None]:
+        """Write a new command down, with its answer if it has one already; done when it is on disk."""
         with self._lock:
             self._states[order.id] = state
             surplus = self._surplus()
         for command in surplus:
             self._outbox.write("DELETE FROM command WHERE id = ?", command)
         self._outbox.write(
-            "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, NULL)",
+            "INSERT OR REPLACE INTO command VALUES (?, ?, ?, ?, ?, ?, ?)",
             order.id, role, state, int(now), order.expires, msgspec.msgpack.encode(order),
+            None if answer is None else msgspec.json.encode(answer),
         )  # fmt: skip
         return self._outbox.sync()
 
