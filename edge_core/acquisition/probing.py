@@ -28,7 +28,7 @@ from edge_core.acquisition.drivers.dlms.channel import (
 from edge_core.acquisition.drivers.dlms.registers import object_list, text_of
 from edge_core.acquisition.drivers.modbus.line import Answered, Ask, Garbled, Silent
 from edge_core.acquisition.drivers.modbus.points import Points
-from edge_core.acquisition.drivers.modbus.proof import locate, weigh
+from edge_core.acquisition.drivers.modbus.proof import Weight, locate, weigh
 from edge_core.acquisition.drivers.modbus.reader import Learned, Reader, Refused, Unanswered
 from edge_core.acquisition.drivers.modbus.rtu import RtuLine, Timing
 from edge_core.acquisition.drivers.modbus.tcp import TcpLine
@@ -47,6 +47,7 @@ from edge_core.protocols.dlms.datetime import (
 )
 from edge_core.protocols.dlms.refusals import Refused as SaidNo
 from edge_core.protocols.dlms.terms import Terms
+from edge_core.protocols.modbus import codec
 from edge_core.protocols.modbus.pdu import ModbusException
 from edge_core.protocols.modbus.plan import Span
 from edge_core.transports import tcp, udp
@@ -75,6 +76,8 @@ HDLC_ADDRESSES: Final = ((1, None), (1, 17), (1, 16), (1, 1))
 BAUDS: Final = (9600, 19_200)
 ABSENT: Final = (10, 11)
 """Exceptions of a gateway whose unit does not answer."""
+NEARLY: Final = 3
+"""Frequency and voltages at their nominal values, from which on a model that is read otherwise is worth a remark."""
 
 
 AnyChannel = WrapperChannel | HdlcChannel | DatagramChannel
@@ -448,14 +451,20 @@ class _Search:
                     address=f"{prefix}{unit}",
                     line=dict(settings),
                 )
+                sure, most = False, 0
                 for model in self._models:  # RTU meters stand behind TCP gateways too
                     if isinstance(model, ModbusModel):
-                        fit = await self._modbus_fit(line, unit, model, found)
-                        if fit is not None:
+                        weighed = await self._modbus_fit(line, unit, model, found)
+                        if weighed is not None:
+                            fit, weight = weighed
                             found.fits.append(fit)
+                            sure = sure or (weight.mains and weight.nominal > 1)
+                            most = max(most, weight.nominal)
                 found.fits.sort(key=lambda fit: (-fit.score, fit.model))
                 if not found.fits:
                     found.notes.append("frequency and voltages are at the place of no known model")
+                if not sure:  # half a value beside half of its neighbour looks like a voltage too
+                    found.notes += await self._nearly(line, unit, max(NEARLY, most + 1))
                 out.append(found)
         finally:
             await line.close()
@@ -477,7 +486,7 @@ class _Search:
 
     async def _modbus_fit(
         self, line: _Remembering, unit: int, model: ModbusModel, found: Found
-    ) -> Fit | None:
+    ) -> tuple[Fit, Weight] | None:
         base, why, score = 0, [], 0
         reader = Reader(
             line,
@@ -500,11 +509,16 @@ class _Search:
                 )
             elif model.identify is not None:
                 at = model.identify
-                words = await reader.probe(Span(at.table, at.address, at.address + 1))
-                if not words or str(words[0]) not in at.values:
+                end = at.address + codec.words_of(at.type, None)
+                words = await reader.probe(Span(at.table, at.address, end))
+                code = codec.number(at.type, words, at.word_order) if words else None
+                if str(code) not in at.values:
                     return None
                 score = 6
-                why.append(f"register {at.address} says {at.values[str(words[0])]}")
+                why.append(f"register {at.address} says {at.values[str(code)]}")
+                if model.history is not None:
+                    score += 1
+                    why.append("and that kind keeps a load profile")
             weight = await weigh(Points(model, base), reader)
         except (Unanswered, Refused, Silent, Garbled, TimeoutError):
             return None
@@ -512,7 +526,39 @@ class _Search:
             return None
         if weight.possible:
             why.append(f"{weight.possible} of frequency and voltages are possible")
-        return Fit(model.name, score + weight.possible + 2 * weight.nominal, tuple(why))
+        fit = Fit(model.name, score + weight.possible + 2 * weight.nominal, tuple(why))
+        return fit, weight
+
+    async def _nearly(self, line: _Remembering, unit: int, least: int) -> list[str]:
+        """Models of which `least` values would be nominal in the other word order, or from a base that is off by one."""
+        notes = []
+        for model in self._models:
+            if not isinstance(model, ModbusModel) or model.link.addressing != "absolute":
+                continue
+            link = model.link
+            reader = Reader(
+                line, unit, largest=link.max_registers_per_read, holes=link.hole_policy, defined=(), learned=Learned()
+            )  # fmt: skip
+            own = {p.word_order for p in model.points if codec.words_of(p.type, p.length) > 1}
+            other: codec.WordOrder = "little" if "big" in own else "big"
+            lowest = min(p.address for p in model.points)
+            for shift, order in ((0, other), (-1, None), (1, None), (-1, other), (1, other)):
+                if lowest + shift < 0:
+                    continue
+                try:
+                    weight = await weigh(Points(model, shift, order), reader)
+                except (Unanswered, Refused, Silent, Garbled, TimeoutError):
+                    continue
+                if weight.against or weight.nominal < least:
+                    continue
+                changes = [f'word_order = "{order}"'] if order else []
+                changes += (
+                    [f"addresses {'one lower' if shift < 0 else 'one higher'}"] if shift else []
+                )
+                notes.append(
+                    f"frequency and voltages fit {model.name} with {' and '.join(changes)}"
+                )
+        return notes
 
 
 def read_clock(data: bytes, found: Found, now: float) -> None:
@@ -557,6 +603,10 @@ class _Remembering:
         self.cost = line.cost
         self._known: dict[Ask, Answered | ModbusException | Silent | Garbled] = {}
 
+    def owed(self, unit: int) -> frozenset[tuple[int, int]]:
+        """See ModbusLine.owed."""
+        return self._line.owed(unit)
+
     async def read(self, ask: Ask, tracer: Tracer | None = None) -> Answered:
         """See ModbusLine.read; TimeoutError when the budget is over."""
         plain = dataclasses.replace(ask, first=False, gap_s=0.0)
@@ -570,10 +620,6 @@ class _Remembering:
         if isinstance(known, Exception):
             raise known
         return known
-
-    def owed(self, unit: int) -> frozenset[tuple[int, int]]:
-        """See ModbusLine.owed."""
-        return self._line.owed(unit)
 
     async def close(self) -> None:
         """See ModbusLine.close."""

@@ -135,8 +135,12 @@ async def _explain(
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What frequency and voltages say about a model: values that are possible, near a nominal voltage, impossible."""
+    """What frequency and voltages say about a model: values that are possible, near a nominal one, impossible.
 
+    `mains`: the frequency is among the nominal ones.
+    """
+
+    mains: bool = False
     possible: int = 0
     nominal: int = 0
     against: int = 0
@@ -156,6 +160,7 @@ async def weigh(points: Points, reader: Reader) -> Weight:
     ]
     bulk = await reader.read(points.spans(p for p, _ in witnesses))
     possible = nominal = against = 0
+    mains = False
     for point, limits in witnesses:
         words = bulk.words.get(points.span(point))
         scale = points.scale(point, bulk.words)
@@ -172,10 +177,11 @@ async def weigh(points: Points, reader: Reader) -> Weight:
             continue
         possible += 1
         if limits is HERTZ:
-            nominal += any(abs(thousandths - hertz * 1000) <= 1000 for hertz in (50, 60))
+            mains = any(abs(thousandths - hertz * 1000) <= 1000 for hertz in (50, 60))
+            nominal += mains
         else:
             nominal += any(abs(thousandths - volts * 1000) <= 150 * volts for volts in NOMINAL)
-    return Weight(possible, nominal, against)
+    return Weight(mains, possible, nominal, against)
 
 
 # --- SunSpec
