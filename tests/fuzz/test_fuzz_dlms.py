@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tracemalloc
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_core.domain import Secret
 from edge_core.errors import ProtocolError
-from edge_core.protocols.dlms import acse, apdu, axdr, bodies, ciphering, push
-from edge_core.protocols.dlms.decode import Keys, decode
-from edge_core.protocols.dlms.mbus import MbusReader
-from edge_core.protocols.dlms.security import SecurityContext
-from edge_core.protocols.dlms.wrapper import WrapperReader
-from edge_core.protocols.hdlc.frame import FrameReader, client_address, server_address
-from edge_core.protocols.hdlc.link import Link, State
-from edge_core.protocols.hdlc.parameters import parse_parameters
-
-FRAMES = Path(__file__).parents[1] / "data" / "frames"
-KEY = Secret(bytes(16))
-CONTEXT = SecurityContext(0, KEY, KEY)
-
-
-def _seeds() -> list[bytes]:
-    out = []
-    for path in sorted(FRAMES.glob("*.json")):
-        case = json.loads(path.read_text())
-        frames = case.get("frames") or []
-        for value in frames.values() if isinstance(frames, dict) else [frames]:
-            out += [bytes.fromhex(frame)[:2000] for frame in value]
-        plain = case.get("plain_apdu")
-        out += [bytes.fromhex(plain)] if isinstance(plain, str) else []
-    return out
-
-
-SEEDS = _seeds()
+from edge_core.protocols.dlms import axdr, push
+from tests.fuzz.decoders import DECODERS, SEEDS
 
 
 @st.composite
@@ -66,57 +37,6 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 ANY = st.one_of(st.binary(max_size=300), mutated())
-
-
-def frames_of(reader: FrameReader | WrapperReader | MbusReader, octets: bytes) -> None:
-    reader.feed(octets)
-    for _ in range(len(octets) + 2):
-        try:
-            if reader.next() is None:
-                return
-        except ProtocolError:
-            if isinstance(reader, WrapperReader):
-                return
-    pytest.fail("a reader does not come to an end")
-
-
-def link(octets: bytes) -> None:
-    """A link that is connecting, and one that waits for an answer."""
-    for state in (State.CONNECTING, State.CONNECTED):
-        sides = Link(client_address(16), server_address(1))
-        sides.connect()
-        if state is State.CONNECTED:
-            sides.feed(bytes.fromhex("7ea00a2103737a6b7e"))
-            sides.feed(b"")
-        if sides.state is State.CONNECTED:
-            sides.send(b"GET")
-        try:
-            sides.feed(octets)
-        finally:
-            assert len(sides.outgoing()) <= 64 * (len(octets) + 8)
-
-
-DECODERS: dict[str, Callable[[bytes], object]] = {
-    "axdr": axdr.decode_whole,
-    "axdr-skip": axdr.skip,
-    "apdu": apdu.decode,
-    "acse": acse.decode,
-    "initiate": acse.decode_initiate,
-    "body": bodies.decode_body,
-    "peek": lambda o: ciphering.peek(o).open(CONTEXT, bytes(8)),
-    "peek-signed": ciphering.peek_signed,
-    "open": lambda o: CONTEXT.open(bytes(8), o),
-    "push": push.read,
-    "datagram": push.open_datagram,
-    "parameters": parse_parameters,
-    "hdlc": lambda o: frames_of(FrameReader(), o),
-    "wrapper": lambda o: frames_of(WrapperReader(), o),
-    "mbus": lambda o: frames_of(MbusReader(), o),
-    "link": link,
-    "decode": lambda o: decode([o]),
-    "decode-keys": lambda o: decode([o], [Keys(KEY, KEY), Keys(KEY)], [bytes(8)]),
-    "decode-lines": lambda o: decode([o[: len(o) // 2], o[len(o) // 2 :]]),
-}
 
 
 @pytest.mark.parametrize("name", DECODERS)
