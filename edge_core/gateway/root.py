@@ -381,16 +381,17 @@ class Gateway:
 
     async def _report_health(self) -> None:
         """Publish health at its period, and raise journal-full when room ends."""
-        full, valid = False, True
+        full, valid, merged = False, True, 0
         last = float("-inf")
         while True:
             status = self.journal.status()
-            if status.full and not full:
-                events.journal_full(status.used_bytes)
-                self.alarm("journal-full", {"used_bytes": status.used_bytes})
+            if (status.full and not full) or (status.merged and not merged):
+                events.journal_full(status.used_bytes, status.merged)
+                told = {"used_bytes": status.used_bytes, "merged_alarms": status.merged}
+                self.alarm("journal-full", told)
             elif full and not status.full:
                 events.journal_has_room()
-            full = status.full
+            full, merged = status.full, status.merged
             if valid != self.clock.synchronised():
                 valid = not valid
                 (events.clock_valid if valid else events.clock_invalid)()

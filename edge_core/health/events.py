@@ -248,10 +248,12 @@ def journal_damaged(cause: str) -> None:
     _tell("journal-damaged", logging.ERROR, f"journal damaged: {cause}", cause=cause)
 
 
-def journal_full(used_bytes: int) -> None:
-    """No room is left that may be freed: profiles are not read until there is."""
+def journal_full(used_bytes: int, merged: int) -> None:
+    """No room is left that may be freed: profiles are not read until there is; alarms of one event may be merged."""
     text = f"journal full at {used_bytes} octets: the meters' own memory is the buffer now"
-    _tell("journal-full", logging.ERROR, text, used_bytes=used_bytes)
+    if merged:
+        text += f"; the reserve is full too, {merged} alarms were merged into newer ones"
+    _tell("journal-full", logging.ERROR, text, used_bytes=used_bytes, merged=merged)
 
 
 def journal_has_room() -> None:

@@ -401,6 +401,7 @@ class Journal(Reading):
             conflicts=writing.conflicts,
             unreadable=len(self._unreadable),
             damaged=writing.damaged or self.was_damaged,
+            merged=writing.merged,
         )
 
     def is_used(self) -> bool:

@@ -156,6 +156,7 @@ class JournalStatus:
         hours_left: until profile rows are refused, at the present rate of filling and if nothing is acked; None = unknown.
         full: the last attempt to append was refused.
         refused: appends refused for lack of room since the start.
+        merged: alarms that the newest of their event stands for, because even the reserve was full.
         unreadable: segments of a newer codec that are left pending.
         damaged: why the previous file was set aside, or None.
     """
@@ -179,6 +180,7 @@ class JournalStatus:
     conflicts: int
     unreadable: int
     damaged: str | None
+    merged: int = 0
 
 
 @dataclass(frozen=True, slots=True)

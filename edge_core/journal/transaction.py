@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_core.domain import Alarm
 from edge_core.errors import DiskFull, JournalDamaged, JournalError
 from edge_core.journal import codec, store
+from edge_core.journal.merging import Event, event_of, merged
 from edge_core.journal.records import Appended
 from edge_core.journal.retention import LONG, SAMPLES, class_of, pack_ids
 
@@ -41,6 +43,7 @@ KEEP_ALARM_IDS_S = 400 * 86_400
 HOLD_S = 48 * 3600
 """How long a reader that lags behind may keep released segments from being freed (civil seconds)."""
 _json = msgspec.json.Encoder()
+_decode_alarm = msgspec.json.Decoder(Alarm).decode
 
 
 class _NoRoom(Exception):
@@ -53,6 +56,7 @@ class Transaction:
     Attributes:
         head: newest durable segment id.
         full: profile rows were refused in the last batch that had some.
+        merged: alarms that others stand for since the start, because even the reserve was full.
         holds: cursors of readers (the detector's) that segments wait for; see `Journal.hold`.
     """
 
@@ -87,7 +91,9 @@ class Transaction:
         self._asides = self._count("aside")
         self._alarm_number = self._count("alarm", "max(n)", "WHERE body IS NOT NULL") or 0
         self.full = False
+        self._standing: dict[Event, int] | None = None  # while the reserve is full; see _merge
         self.commits = self.readings = self.conflicts = self.refused = self.bytes = 0
+        self.merged = 0
         self.wal_pages = 0
         self.damaged: str | None = None
         # one page each; a page count that SQLite itself enforces, with room for releases beyond our limit
@@ -120,7 +126,10 @@ class Transaction:
                 raise
             else:
                 for item, answer in answers:
-                    item.future.set_result(answer)
+                    if isinstance(answer, DiskFull):
+                        item.future.set_exception(answer)
+                    else:
+                        item.future.set_result(answer)
                 return
 
     def _reason(self, error: Exception) -> JournalError:
@@ -192,6 +201,7 @@ class Transaction:
         self._marked = []
         self._next = self.head + 1
         self._everything = False
+        self._standing = None
         self._asides = -1  # count again
 
     # ---- blocks --------------------------------------------------------------------------------
@@ -255,14 +265,70 @@ class Transaction:
 
     # ---- everything else: one method per kind of item -----------------------------------------
 
-    def _do_alarm(self, alarm_id: str, body: bytes) -> bool:
-        self._need(len(body), reserved=True)
+    def _do_alarm(self, alarm_id: str, body: bytes) -> bool | DiskFull:
+        try:
+            self._need(len(body), reserved=True)
+            self._standing = None
+        except _NoRoom as error:
+            known = "SELECT 1 FROM alarm WHERE id = ?"
+            if self._db.execute(known, (alarm_key(alarm_id),)).fetchone() is not None:
+                return False
+            try:
+                body = self._merge(alarm_id, body)
+            except _NoRoom:  # what was merged stays, and others of this commit
+                self.refused += 1
+                return DiskFull(str(self._reason(error)))
         cursor = self._db.execute(
             "INSERT OR IGNORE INTO alarm VALUES (?, ?, ?, ?)",
             (alarm_key(alarm_id), self._alarm_number + 1, int(self._clock.now()), body),
         )
         self._alarm_number += cursor.rowcount
         return bool(cursor.rowcount)
+
+    def _merge(self, alarm_id: str, body: bytes) -> bytes:
+        """Room for an alarm where even the reserve is full, made from alarms of the same event; its body then.
+
+        The first time all that waits is looked at, and each event is remembered with the alarm that stands for it.
+        """
+        self.full = True
+        new = _decode_alarm(body)
+        key, event = alarm_key(alarm_id), event_of(new)
+        first_look = self._standing is None
+        if self._standing is None:
+            self._standing = self._merge_all()
+        standing = self._standing.get(event)
+        row = self._db.execute(
+            "SELECT body FROM alarm WHERE id = ? AND body IS NOT NULL", (standing,)
+        ).fetchone()
+        if row is not None:
+            self._db.execute("UPDATE alarm SET body = NULL WHERE id = ?", (standing,))
+            body = _json.encode(merged([_decode_alarm(row[0]), new]))
+            self.merged += 1
+        elif row is None and first_look:
+            self._need(len(body), reserved=True)
+        elif row is None:
+            raise _NoRoom
+        self._standing[event] = key
+        return body
+
+    def _merge_all(self) -> dict[Event, int]:
+        """Merge alarms that wait, event by event; the number of the one that stands for each."""
+        groups: dict[Event, list[tuple[int, Alarm]]] = {}
+        query = "SELECT id, body FROM alarm WHERE body IS NOT NULL ORDER BY n"
+        for key, body in self._db.execute(query).fetchall():
+            try:
+                alarm = _decode_alarm(body)
+            except (msgspec.MsgspecError, ValueError):
+                continue  # it rotted: the next start looks at the whole file
+            groups.setdefault(event_of(alarm), []).append((key, alarm))
+        for members in groups.values():
+            if len(members) > 1:
+                one = _json.encode(merged([alarm for _, alarm in members]))
+                self._db.execute("UPDATE alarm SET body = ? WHERE id = ?", (one, members[-1][0]))
+                gone = [(key,) for key, _ in members[:-1]]
+                self._db.executemany("UPDATE alarm SET body = NULL WHERE id = ?", gone)
+                self.merged += len(gone)
+        return {event: members[-1][0] for event, members in groups.items()}
 
     def _do_note(self, kind: str, sub: str, body: bytes) -> int:
         self._need(len(body), reserved=True)

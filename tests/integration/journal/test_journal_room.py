@@ -98,24 +98,81 @@ def test_a_refused_block_in_a_group_does_not_harm_the_others(opening):
     assert journal.watermark("GP9", "D1", "1.0.98.2.0.255") is not None
 
 
+def refused_alarm(journal, told):
+    """Alarms of meters that were never heard before, until the reserve takes no more; the first that was refused."""
+    for i in range(10_000):
+        alarm = make_alarm(f"GP{i}", T0 + i)
+        if journal.alarm(alarm).exception(10):
+            return alarm
+        told.append(alarm)
+    pytest.fail("the reserve has no end")
+
+
 def test_the_reserve_ends_too_and_says_so(opening):
     journal = opening(max_bytes=512 * KIB, alarm_reserve_bytes=64 * KIB)
     fill(journal)
-    told = []
+    told, kept = [], []
     journal.on_alarm(told.append)
-    first_refused = None
-    for i in range(10_000):
-        alarm = make_alarm(at=T0 + i)
-        if journal.alarm(alarm).exception(10):
-            first_refused = alarm
-            break
-    assert first_refused is not None
+    first_refused = refused_alarm(journal, kept)
     assert told[-1] == first_refused  # told all the same
     with pytest.raises(DiskFull):
         journal.alarm(first_refused).result(5)
     assert told[-2:] == [first_refused] * 2  # it is not taken for known
+    assert journal.status().full
+    assert journal.status().refused >= 3
+    assert journal.alarms_waiting(10_000) == kept
     journal.release(segments=[s.id for s in journal.segments(0, limit=100)])
     assert journal.alarm(first_refused).result(5) is True
+
+
+def test_in_a_full_reserve_the_newest_alarm_of_an_event_stands_for_the_others(opening, killed):
+    journal = opening(max_bytes=512 * KIB, alarm_reserve_bytes=64 * KIB)
+    fill(journal)
+    kept = []
+    refused_alarm(journal, kept)
+    # a restore and a repeat of what waits take the place of what they follow on
+    back = make_alarm("GP7", T0 + 5_000, "restore")
+    again = make_alarm("GP7", T0 + 6_000)
+    other = make_alarm("GP9", T0 + 5_500, "restore")
+    for alarm in (back, other, again):
+        assert journal.alarm(alarm).result(5) is True
+    assert journal.alarm(again).result(5) is False
+    assert journal.alarm(kept[7]).result(5) is False  # merged is known all the same
+    assert journal.alarm(make_alarm("GP9999", T0)).exception(5)
+    for box in (journal, opening(killed(journal, "b"), max_bytes=512 * KIB)):
+        waiting = {a.meter: a for a in box.alarms_waiting(10_000)}
+        assert len(waiting) == len(box.alarms_waiting(10_000)) == len(kept)
+        assert (waiting["GP7"].id, waiting["GP9"].id) == (again.id, other.id)
+        assert waiting["GP7"].detail["merged"] == {
+            "alarms": 2,
+            "since": T0 + 7,
+            "codes": {"last-gasp": 1, "restore": 1},
+        }
+        assert waiting["GP9"].detail["merged"]["codes"] == {"last-gasp": 1}
+        assert waiting["GP8"] == kept[8]
+    assert journal.status().merged == 3
+    assert journal.verify().problems == ()
+
+
+def test_repeats_that_waited_before_are_merged_when_the_reserve_is_full(opening):
+    journal = opening(max_bytes=512 * KIB, alarm_reserve_bytes=64 * KIB)
+    fill(journal)
+    for i in range(10_000):  # three meters that flicker
+        code = "restore" if i % 2 else "last-gasp"
+        journal.alarm(make_alarm(f"GP{i % 3}", T0 + i, code)).result(10)
+        if journal.status().merged:
+            break
+    status = journal.status()
+    assert status.full
+    assert status.merged == i - 2  # all but the newest of each
+    waiting = journal.alarms_waiting(10_000)
+    assert sorted(a.meter for a in waiting) == ["GP0", "GP1", "GP2"]
+    assert sum(1 + a.detail["merged"]["alarms"] for a in waiting) == i + 1
+    before = len(journal.alarms_waiting(10_000))
+    kept = []
+    refused_alarm(journal, kept)  # there is room for many others now
+    assert len(kept) > 100
+    assert len(journal.alarms_waiting(10_000)) == before + len(kept) - 3  # GP0 to GP2 once more
 
 
 def test_samples_give_way_to_profile_rows_and_are_named_as_missing(opening):
