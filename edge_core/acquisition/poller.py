@@ -539,7 +539,9 @@ class Poller:
         refused = next((n for k, n in _REFUSALS if isinstance(error.__cause__, k)), "")
         if refused:
             self.counts[refused] += 1
-        news = state.lose(self.clock.now(), self.clock.monotonic(), error, cause_of(error))
+        cause = cause_of(error)
+        self.counts[cause] += 1
+        news = state.lose(self.clock.now(), self.clock.monotonic(), error, cause)
         if news:
             events.meter_lost(state.config.id, error)
         if isinstance(error, errors.KeyRejected) and news:

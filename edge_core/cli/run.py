@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,8 +31,8 @@ def run(file: Path, roles: str) -> None:
     import sys
 
     from edge_core.clock import SystemClock
+    from edge_core.config import remote
     from edge_core.config.keys import KeyRing
-    from edge_core.config.load import load
     from edge_core.config.schema import ROLES
     from edge_core.config.tables import ConfigErrors
     from edge_core.gateway import Gateway
@@ -41,7 +42,7 @@ def run(file: Path, roles: str) -> None:
     for name in names:
         if name not in ROLES:
             raise click.BadParameter(f"{name!r} is no role; known: {', '.join(ROLES)}")
-    config = load(file, strict=False)
+    config = remote.load_kept(file)
     logs.set_up(config.logs.level)
     for warning in config.warnings:
         events.config_unknown_key(warning)
@@ -51,7 +52,11 @@ def run(file: Path, roles: str) -> None:
         loop = asyncio.get_running_loop()
         clock = SystemClock.from_environment()
         current, following = config, None
-        gateway = Gateway(current, clock, roles=names)
+
+        def make() -> Gateway:
+            gateway = Gateway(current, clock, roles=names)
+            gateway.configure, gateway.configured = configure, reload
+            return gateway
 
         def end() -> None:
             nonlocal following
@@ -62,7 +67,7 @@ def run(file: Path, roles: str) -> None:
             """The old configuration stays in use when the new one has mistakes."""
             nonlocal following
             try:
-                fresh = load(file, strict=False)
+                fresh = remote.load_kept(file)
                 KeyRing.of(fresh)
             except ConfigErrors as errors:
                 events.reload_refused([str(error) for error in errors.errors])
@@ -76,6 +81,12 @@ def run(file: Path, roles: str) -> None:
             following = fresh
             gateway.stop(another_follows=True)
 
+        def configure(wanted: dict[str, Any]) -> None:
+            """What the cloud sets: checked with the file, then kept; `reload` uses it."""
+            KeyRing.of(remote.load_with(file, wanted))
+            remote.keep(current, wanted)
+
+        gateway = make()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
         loop.add_signal_handler(signal.SIGHUP, reload)
@@ -84,7 +95,7 @@ def run(file: Path, roles: str) -> None:
             if following is None:
                 return
             current, following = following, None
-            gateway = Gateway(current, clock, roles=names)
+            gateway = make()
 
     if sys.platform == "linux":
         import uvloop

@@ -118,6 +118,10 @@ class Uplink(_Table, frozen=True, kw_only=True):
         max_message_bytes: 0 = by kind: 4,800 under Greengrass, 100,000 else.
         max_in_flight: messages sent and not yet acknowledged by the broker; 0 = by kind: 2 on lite, 20 else.
         byte_budget_per_day: octets of payload a civil day; 0 = no budget. Alarms are never held back.
+        defender_every: how often AWS IoT Device Defender gets our custom metrics (kinds aws and mqtt); 0 = never, else
+            at least five minutes.
+        configured_by: who may set some keys from the cloud (kinds aws and mqtt): an IoT job, the named shadow
+            `opendcu`, or nobody.
     """
 
     kind: Literal["mqtt", "aws", "greengrass", "file"] = "mqtt"
@@ -135,6 +139,8 @@ class Uplink(_Table, frozen=True, kw_only=True):
     max_message_bytes: Annotated[int, msgspec.Meta(ge=0, le=128 << 10)] = 0
     max_in_flight: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     byte_budget_per_day: Size = Size(0)
+    defender_every: Duration = Duration(0)
+    configured_by: Literal["off", "job", "shadow"] = "off"
 
 
 class Journal(_Table, frozen=True, kw_only=True):

@@ -55,5 +55,6 @@ ALARM_KINDS: dict[str, AlarmKind] = {
     "no-acks": AlarmKind("gateway", "major"),
     "config-unknown-key": AlarmKind("gateway", "warning"),
     "watchdog": AlarmKind("gateway", "major"),
+    "certificate": AlarmKind("gateway", "major"),
     "release-fallback": AlarmKind("gateway", "major"),
 }

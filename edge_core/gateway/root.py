@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from edge_core.domain import Alarm
     from edge_core.uplink.payloads.events import Meaning
     from edge_core.uplink.sender import Sender
+    from edge_core.uplink.services import Services
 
 log = logging.getLogger(__name__)
 STOP_S = 4.0
@@ -138,6 +139,11 @@ class Gateway:
             on_look=self._look,
         )
         self.about: Callable[[], dict[str, Any]] = dict  # what whoever runs us adds to health
+        self.configure: Callable[[dict[str, Any]], None] | None = (
+            None  # checks and keeps what the cloud sets
+        )
+        self.configured: Callable[[], None] = lambda: None  # it was answered: use it
+        self.services: Services | None = None
         self.on_lite: Callable[[], bool] = (
             bool  # does a nucleus lite run us? It may show only later
         )
@@ -185,6 +191,8 @@ class Gateway:
                     self.runner.look(self.roles)  # given to another process, before roles changed
                     room("uplink", self.sender.run())
                     room("tending", self._tend())
+                    if self.services is not None:
+                        room("services", self.services.run())
                 else:
                     await self.runner.take_up(self.roles, self.journal)
                     room("inbox", self.inbox.run())
@@ -242,11 +250,17 @@ class Gateway:
     # --- rooms
 
     def _make_sender(self, journals: Journals) -> Sender:
+        from edge_core.gateway.services import make_services
         from edge_core.uplink.clients import make_client
         from edge_core.uplink.sender import Hooks, Sender
         from edge_core.uplink.topics import Topics
 
         topics = Topics(self.config.uplink.topic_prefix, self.config.gateway.id)
+        services = self.services = make_services(
+            self,
+            lambda topic, payload: sender.publish(topic, payload),
+            lambda: sender.reconnect(),
+        )
         hooks = Hooks(
             on_command=lambda command, payload: desk.take(command, payload),
             on_no_acks=self._on_no_acks,
@@ -255,13 +269,16 @@ class Gateway:
             on_connected=self._on_connected,
             on_rows=self.wires.news,
         )
-        sender = Sender(
+        if services is not None:
+            hooks.on_other = services.heard
+        client = make_client(
             self.config,
-            journals,
-            make_client(self.config, topics.subscription),
-            self.clock,
-            hooks=hooks,
-            describe=self._describe,
+            topics.subscription,
+            also=services.topics if services is not None else (),
+            certificates=services.certificates if services is not None else None,
+        )
+        sender = Sender(
+            self.config, journals, client, self.clock, hooks=hooks, describe=self._describe
         )
         desk = Desk(self.config, self.runner, sender.record, self.clock, (*self.roles, "uplink"))
         return sender
@@ -318,6 +335,8 @@ class Gateway:
 
     def _on_connected(self, connected: bool, reason: str) -> None:
         now = self.clock.monotonic()
+        if self.services is not None:
+            self.services.connected(connected)
         if connected:
             events.uplink_up(self.config.uplink.url, now - self._uplink_lost)
         else:

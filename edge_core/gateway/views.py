@@ -199,6 +199,7 @@ class Views:
             "flush": self._flush,
             "park": self._park,
             "unpark": self._unpark,
+            "renew": self._renew,
         }
 
     async def _ping(self, request: Request) -> Any:  # noqa: ARG002 every handler takes its request
@@ -294,6 +295,17 @@ class Views:
     async def _unpark(self, request: Request) -> Any:
         self._gateway.poller.unpark(self._known(request))
         return {"parked_until": None}
+
+    async def _renew(self, request: Request) -> Any:  # noqa: ARG002
+        """Obtain another certificate, and show it at a new connection."""
+        gateway = self._gateway
+        if gateway.services is None or gateway.sender is None:
+            raise errors.ControlError(
+                "this gateway renews no certificate: [uplink] kind is not aws"
+            )
+        number = await gateway.services.renew()
+        await gateway.sender.reconnect()
+        return {"certificate": number}
 
     def _known(self, request: Request) -> str:
         meter = str(request.get("meter", ""))

@@ -186,6 +186,14 @@ class Sender:
         if self._connected.is_set() and not self._out.spent_out:
             self._task(self._out.health(self._topics.plain("health"), body))
 
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Publish something that is no message of ours, once, and wait for the PUBACK; raises as `Client.publish`."""
+        await self._client.publish(topic, payload)
+
+    async def reconnect(self) -> None:
+        """End the connection; another follows as after any loss, with the certificate that is due then."""
+        await self._client.close()
+
     def status(self) -> SenderStatus:
         """How the uplink is. Any thread."""
         state = "connected" if self._connected.is_set() else "disconnected"
@@ -337,6 +345,8 @@ class Sender:
                 self.counts.down_malformed += 1
                 return
             self._hooks.on_command(topic.removeprefix(self._topics.commands), payload)
+        else:
+            self._hooks.on_other(topic, payload)
 
     def _take_ack(self, ack: down.Ack) -> None:
         if ack.dcu != self._dcu or ack.epoch != self._outbox.epoch or self._out.paused:

@@ -24,6 +24,7 @@ class Hooks:
         on_aside: (n, cause, why).
         on_connected: (True | False, reason).
         on_rows: in uplink.db stands something for other processes. Called in the thread that writes it.
+        on_other: (topic, payload) of what else comes down: answers of AWS' own services.
     """
 
     on_command: Callable[[str, bytes], object] = _nothing
@@ -32,6 +33,7 @@ class Hooks:
     on_aside: Callable[[int, str, str], object] = _nothing
     on_connected: Callable[[bool, str], object] = _nothing
     on_rows: Callable[[], object] = _nothing
+    on_other: Callable[[str, bytes], object] = _nothing
 
 
 @dataclass(slots=True)

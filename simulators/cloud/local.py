@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STACK = "opendcu"
 ARTEFACTS = "opendcu-artefacts"
+CLAIM_POLICY = "opendcu-claim"
 DEPLOY_S = 30.0
 _UPLOADED = re.compile(r"\b(CodeUri|ContentUri): \S+")  # what `sam package` does
 ALARM_QUEUES = ("Outage", "Voltage", "Tamper", "Maintenance")
@@ -57,12 +58,20 @@ class LocalCloud:
         folder: certificates, objects and logs; made if it is not there.
         dcu: id of the gateway that gets the first certificate.
         prefix: first level of the topics.
+        certificate_life_s: of certificates that gateways ask for; 0 = as AWS, to the end of 2049.
     """
 
-    def __init__(self, folder: Path, *, dcu: str = "dcu-0001", prefix: str = "dcu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dcu: str = "dcu-0001",
+        prefix: str = "dcu",
+        certificate_life_s: float = 0,
+    ) -> None:
         self.folder = folder.resolve()
         self.dcu, self.prefix = dcu, prefix
-        self.ministack = MiniStack(self.folder)
+        self.ministack = MiniStack(self.folder, certificate_life_s=certificate_life_s)
         self.outputs: dict[str, str] = {}
         self.uplink: Uplink | None = None
         self._alarms: dict[str, dict[str, Any]] = {}
@@ -114,6 +123,17 @@ class LocalCloud:
         )
         iot.attach_thing_principal(thingName=dcu, principal=made["certificateArn"])
         return self.write_credentials(dcu, made)
+
+    def make_claim(self, name: str = "claim") -> Uplink:
+        """A claim certificate, as the factory puts one into every box of a batch."""
+        iot = self.client("iot")
+        made = iot.create_keys_and_certificate(setAsActive=True)
+        iot.attach_policy(policyName=CLAIM_POLICY, target=made["certificateArn"])
+        return self.write_credentials(name, made)
+
+    def expect(self, dcu: str) -> None:
+        """Make the thing of a gateway that will claim its certificate."""
+        self.client("iot").create_thing(thingName=dcu)
 
     def write_credentials(self, name: str, made: dict[str, Any]) -> Uplink:
         """`ca.pem`, `<name>.crt` and `<name>.key` from an answer of CreateKeysAndCertificate, mode 0600."""

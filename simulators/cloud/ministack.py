@@ -38,10 +38,12 @@ class MiniStack:
 
     Args:
         folder: everything it writes: objects, temporary files of functions, `ministack.log`.
+        certificate_life_s: life of certificates that are made from a signing request; 0 = as AWS, to the end of 2049.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, certificate_life_s: float = 0) -> None:
         self.folder = folder
+        self._certificate_life_s = certificate_life_s
         self.port = 0
         self.mqtt_port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,6 +91,7 @@ class MiniStack:
                 "TMPDIR": str(self.folder / "tmp"),
                 "LOG_LEVEL": "INFO",
                 "POWERTOOLS_LOG_LEVEL": "INFO",
+                "OPENDCU_CERTIFICATE_LIFE_S": str(self._certificate_life_s or ""),
             }
         )
 

@@ -218,12 +218,53 @@ def test_a_gateway_connects_under_its_own_name(template):
     assert not allowed(template, "GatewayPolicy", "iot:Connect", "client/dcu-0002")
 
 
+@pytest.mark.parametrize(
+    "rest",
+    ["jobs/$next/get", "jobs/1/update", "shadow/name/opendcu/update", "defender/metrics/json"],
+)
+def test_a_gateway_has_its_own_jobs_shadow_and_metrics(template, rest):
+    assert allowed(template, "GatewayPolicy", "iot:Publish", f"topic/$aws/things/dcu-0001/{rest}")
+    assert not allowed(
+        template, "GatewayPolicy", "iot:Publish", f"topic/$aws/things/dcu-0002/{rest}"
+    )
+    other = "topic/$aws/things/dcu-0001/shadow/update"
+    assert not allowed(template, "GatewayPolicy", "iot:Publish", other)
+
+
+def test_a_gateway_renews_and_claims_nothing(template):
+    base = "topic/$aws/provisioning-templates"
+    assert allowed(
+        template, "GatewayPolicy", "iot:Publish", f"{base}/opendcu-renewal/provision/json"
+    )
+    assert not allowed(
+        template, "GatewayPolicy", "iot:Publish", f"{base}/opendcu-fleet/provision/json"
+    )
+
+
+def test_both_templates_ask_who_may(template):
+    for found in of_type(template, "AWS::IoT::ProvisioningTemplate").values():
+        assert found["PreProvisioningHook"]["TargetArn"] == {
+            "Fn::GetAtt": ["ProvisioningHook", "Arn"]
+        }
+
+
 def test_a_claim_obtains_a_certificate_and_nothing_else(template):
     assert allowed(
         template,
         "ClaimPolicy",
         "iot:Publish",
         "topic/$aws/provisioning-templates/opendcu-fleet/provision/json",
+    )
+    signing = "topic/$aws/certificates/create-from-csr/json"
+    assert allowed(template, "ClaimPolicy", "iot:Publish", signing)
+    assert not allowed(  # AWS would make the key and send it
+        template, "ClaimPolicy", "iot:Publish", "topic/$aws/certificates/create/json"
+    )
+    assert not allowed(
+        template,
+        "ClaimPolicy",
+        "iot:Publish",
+        "topic/$aws/provisioning-templates/opendcu-renewal/provision/json",
     )
     for rest in UPWARD | DOWNWARD:
         assert not allowed(

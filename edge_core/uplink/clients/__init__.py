@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from edge_core import errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from edge_core.config.schema import Config
+    from edge_core.uplink.certificates import Certificates
 
 
 class Downward(NamedTuple):
@@ -76,11 +77,19 @@ class Client(Protocol):
         ...
 
 
-def make_client(config: Config, subscription: str) -> Client:
+def make_client(
+    config: Config,
+    subscription: str,
+    *,
+    also: Sequence[str] = (),
+    certificates: Certificates | None = None,
+) -> Client:
     """The client that `[uplink] kind` names; what it needs is imported now.
 
     Args:
-        subscription: the one topic filter to subscribe to.
+        subscription: the topic filter without which nothing works.
+        also: further filters (mqtt and aws); one that is refused is told and done without.
+        certificates: where the certificate is renewed (aws): which one to show, and whom to tell that it connected.
 
     Raises:
         ImportError: the extra of that kind is not installed.
@@ -90,11 +99,17 @@ def make_client(config: Config, subscription: str) -> Client:
     if uplink.kind == "mqtt":
         from edge_core.uplink.clients.mqtt import MqttClient
 
-        return MqttClient(uplink, client_id=dcu, subscription=subscription)
+        return MqttClient(uplink, client_id=dcu, subscription=subscription, also=also)
     if uplink.kind == "aws":
         from edge_core.uplink.clients.aws import AwsClient
 
-        return AwsClient(uplink, client_id=dcu, subscription=subscription)
+        return AwsClient(
+            uplink,
+            client_id=dcu,
+            subscription=subscription,
+            also=also,
+            certificates=certificates,
+        )
     if uplink.kind == "file":
         from edge_core.uplink.clients.file import FileClient
 

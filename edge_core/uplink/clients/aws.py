@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,13 +18,15 @@ from awscrt import exceptions, http, io, mqtt5
 from awsiot import mqtt5_client_builder
 
 from edge_core import errors
+from edge_core.uplink.certificates import Pair
 from edge_core.uplink.clients import Downward, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Future
 
     from edge_core.config.schema import Uplink
+    from edge_core.uplink.certificates import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ KEEPALIVE_S = 40  # awscrt wants more than its ping timeout
 PING_S = 15
 STOP_S = 2.0
 MOST_IN_FLIGHT = 100
+MOST_FILTERS = 8  # of one SUBSCRIBE, by IoT Core
 QUEUED_DOWN = 1_000
 REFUSED = 0x80  # reason codes from here on
 
@@ -46,7 +50,15 @@ class AwsClient:
     confirms = False
     max_payload: int | None = 128 << 10
 
-    def __init__(self, uplink: Uplink, *, client_id: str, subscription: str) -> None:
+    def __init__(
+        self,
+        uplink: Uplink,
+        *,
+        client_id: str,
+        subscription: str,
+        also: Sequence[str] = (),
+        certificates: Certificates | None = None,
+    ) -> None:
         url = urlsplit(uplink.url if "//" in uplink.url else f"//{uplink.url}")
         if not url.hostname:
             raise ValueError(f"{uplink.url!r}: expected the IoT endpoint, host[:port]")
@@ -54,7 +66,8 @@ class AwsClient:
         self._port = url.port or (443 if uplink.alpn443 else 8883)
         self._uplink = uplink
         self._client_id = client_id
-        self._subscription = subscription
+        self._subscription, self._also = subscription, tuple(also)
+        self._certificates = certificates
         self._bootstrap: Any = None
         self._connection: _Connection | None = None
         self.receive_maximum = MOST_IN_FLIGHT
@@ -64,17 +77,28 @@ class AwsClient:
         if self._bootstrap is None:
             group = io.EventLoopGroup(1)
             self._bootstrap = io.ClientBootstrap(group, io.DefaultHostResolver(group))
-        connection = _Connection(f"{self._host}:{self._port}", self._build)
+        shown = self._shown()
+        connection = _Connection(
+            f"{self._host}:{self._port}", lambda **callbacks: self._build(shown, **callbacks)
+        )
         try:
             await connection.open()
-            await connection.subscribe(self._subscription)
+            await connection.subscribe([self._subscription], needed=True)
+            await connection.subscribe(self._also)
         except BaseException:
             await connection.stop("")
             raise
+        if self._certificates is not None:
+            self._certificates.proved(shown)
         self._connection = connection
         self.receive_maximum = min(MOST_IN_FLIGHT, connection.receive_maximum)
 
-    def _build(self, **callbacks: Callable[..., None]) -> Any:
+    def _shown(self) -> Pair:
+        """The certificate of this attempt: a renewed one takes turns with the old until it has connected."""
+        shown = self._certificates and self._certificates.candidate()
+        return shown or Pair(Path(self._uplink.cert_file), Path(self._uplink.key_file))
+
+    def _build(self, shown: Pair, **callbacks: Callable[..., None]) -> Any:
         uplink = self._uplink
         proxy = None
         if uplink.proxy:
@@ -83,8 +107,8 @@ class AwsClient:
         return mqtt5_client_builder.mtls_from_path(
             endpoint=self._host,
             port=self._port,
-            cert_filepath=uplink.cert_file,
-            pri_key_filepath=uplink.key_file,
+            cert_filepath=str(shown.certificate),
+            pri_key_filepath=str(shown.key),
             ca_filepath=uplink.ca_file or None,
             client_id=self._client_id,
             client_bootstrap=self._bootstrap,
@@ -164,17 +188,21 @@ class _Connection:
                 f"{self._name}: no answer within {CONNECT_S:.0f} s; an untrusted certificate looks the same"
             ) from None
 
-    async def subscribe(self, topic: str) -> None:
-        """Subscribe at QoS 1 and wait for the yes."""
-        packet = mqtt5.SubscribePacket(
-            subscriptions=[mqtt5.Subscription(topic, mqtt5.QoS.AT_LEAST_ONCE)]
-        )
-        suback = await self._result(self._client.subscribe(packet), SUBSCRIBE_S, "SUBSCRIBE")
-        refused = [code for code in suback.reason_codes if int(code) >= REFUSED]
-        if refused:
-            raise errors.BrokerUnreachable(
-                f"{self._name}: the subscription was refused ({refused[0]}): does the IoT policy allow {topic}?"
+    async def subscribe(self, topics: Sequence[str], *, needed: bool = False) -> None:
+        """Subscribe at QoS 1, MOST_FILTERS at a time, and wait for the answers; a no is an error only if needed."""
+        for first in range(0, len(topics), MOST_FILTERS):
+            several = topics[first : first + MOST_FILTERS]
+            packet = mqtt5.SubscribePacket(
+                subscriptions=[mqtt5.Subscription(t, mqtt5.QoS.AT_LEAST_ONCE) for t in several]
             )
+            suback = await self._result(self._client.subscribe(packet), SUBSCRIBE_S, "SUBSCRIBE")
+            for topic, code in zip(several, suback.reason_codes, strict=True):
+                if int(code) < REFUSED:
+                    continue
+                why = f"{self._name}: the subscription was refused ({code}): does the IoT policy allow {topic}?"
+                if needed:
+                    raise errors.BrokerUnreachable(why)
+                log.warning("uplink: %s; what needs it does not work", why)
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Publish at QoS 1 and wait for the PUBACK."""

@@ -29,7 +29,7 @@ from edge_core.config.keys import read_reference
 from edge_core.uplink.clients import Downward, NotConnected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from edge_core.config.schema import Uplink
 
@@ -47,11 +47,13 @@ OVERHEAD = 32  # of a PUBLISH beside topic and payload
 
 
 class MqttClient:
-    """See `Client`. One subscription, QoS 1."""
+    """See `Client`. QoS 1 for all."""
 
     confirms = False
 
-    def __init__(self, uplink: Uplink, *, client_id: str, subscription: str) -> None:
+    def __init__(
+        self, uplink: Uplink, *, client_id: str, subscription: str, also: Sequence[str] = ()
+    ) -> None:
         url = urlsplit(uplink.url)
         if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
             raise ValueError(f"{uplink.url!r}: expected mqtt://host:port or mqtts://host:port")
@@ -60,7 +62,7 @@ class MqttClient:
         self._host = url.hostname
         self._port = url.port or (443 if uplink.alpn443 else 8883 if self._tls else 1883)
         self._client_id = client_id
-        self._subscription = subscription
+        self._subscription, self._also = subscription, tuple(also)
         self._version = paho.MQTTv5
         self._connection: _Connection | None = None
         self.receive_maximum = MOST_IN_FLIGHT
@@ -84,6 +86,13 @@ class MqttClient:
         try:
             await connection.open(self._host, self._port)
             await connection.subscribe(self._subscription)
+            for topic in self._also:
+                try:
+                    await connection.subscribe(topic)
+                except errors.BrokerUnreachable as refused:
+                    if connection.over:
+                        raise
+                    log.warning("uplink: %s: %s; what needs it does not work", topic, refused)
         except BaseException:
             connection.abandon("given up")
             raise

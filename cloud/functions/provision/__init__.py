@@ -1,0 +1,1 @@
+"""The hooks of fleet provisioning: who may have a certificate."""
