@@ -5,6 +5,7 @@ OpenDCUError
   ProtocolError               sans-IO: knows bytes, not meters
     MalformedFrame            HDLC, wrapper, M-Bus, Modbus ADU
     MalformedApdu             ACSE, xDLMS, A-XDR, profile buffers, Modbus PDU
+      WrongInvokeId           an answer to another request than ours
     LocalProtocolError        our own bug: the state machine was used wrongly
     TagInvalid                a GCM tag that does not verify: nothing of the APDU is believed
     Replayed                  an invocation counter that was accepted before
@@ -74,6 +75,10 @@ class MalformedFrame(ProtocolError):
 
 class MalformedApdu(ProtocolError):
     """An APDU or PDU that does not follow its encoding."""
+
+
+class WrongInvokeId(MalformedApdu):
+    """An answer whose invoke-id is not that of the request."""
 
 
 class LocalProtocolError(ProtocolError):

@@ -176,16 +176,22 @@ def configuration() -> str:
         "## The fleet file\n\nUTF-8, RFC 4180, commas. The header holds keys of `[[meters]]`; `id`, `line`, `model` and "
         "`address` are needed; a blank cell is the default; an unknown column is a mistake.\n\n"
         "```csv\nid,line,model,address,multiplier,feeder\nGP1000001,feeder-12,is15959-3ph,10.1.0.11:4059,40,F12\n```\n\n"
-        "## The keys file\n\nMode 0600 or refused. AES keys have 32 hex digits (64 in suite 2).\n\n"
+        "## The keys file\n\nMode 0600 or refused. AES keys have 32 hex digits (64 in suite 2); private keys of suites 1 and 2 "
+        "64 (P-256) or 96 (P-384). The meter's public keys are x and y (with `04` in front or not), or its certificate in "
+        "DER, of which only the key is taken: no chain is followed.\n\n"
         '```toml\n[GP1000001]\nguek = "..."      # global unicast encryption key\ngak = "..."       # authentication key\n'
-        'password = "..."  # low level security\nhls = "..."       # secret of the HLS mechanisms 2 to 6\n'
-        'master = "..."    # key-encrypting key\n```\n\n'
+        'password = "..."  # low level security\nhls = "..."       # secret of the HLS mechanisms 2, 3, 4 and 6\n'
+        'master = "..."    # key-encrypting key\n'
+        'sign = "..."      # ours for signatures: HLS 7, general-signing, one-pass key agreement\n'
+        'agree = "..."     # ours for key agreement\n'
+        'meter_sign = "..."   # the meter\'s public key for signatures\n'
+        'meter_agree = "..."  # the meter\'s public key for key agreement\n```\n\n'
         "## Environment\n\n| variable | meaning |\n|---|---|\n"
         "| `OPENDCU_CONFIG` | the configuration of commands without `-c` |\n"
         "| `OPENDCU_DATA_DIR` | goes before `gateway.data_dir` |\n"
         "| `OPENDCU_LOG` | level and format: `debug`, `json`, `info,console` |\n"
         "| `OPENDCU_CLOCK` | `<real0>:<sim0>:<speed>`: civil time of the desk |\n"
-        '| `OPENDCU_KEY_<METER>_<GUEK\\|GAK\\|PASSWORD\\|HLS\\|MASTER>` | keys with `provider = "env"` |\n'
+        '| `OPENDCU_KEY_<METER>_<GUEK\\|GAK\\|PASSWORD\\|HLS\\|MASTER\\|SIGN\\|AGREE\\|METER_SIGN\\|METER_AGREE>` | keys with `provider = "env"` |\n'
     )
     return "\n".join(parts)
 

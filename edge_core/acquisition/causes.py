@@ -1,4 +1,7 @@
-"""Names of gaps (DESIGN section 7, "Gap causes"): from an error, and from what stands around missing rows. Pure."""
+"""Names of gaps (DESIGN section 7, "Gap causes") and of refused answers: from an error, and from what stands around rows.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge_core import errors
 from edge_core.domain import Flag, as_list
+from edge_core.protocols.dlms.refusals import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +37,23 @@ CAUSES = frozenset(
         OVERWRITTEN, GATEWAY_OFF, GATEWAY_CLOCK, JOURNAL_FULL, LINK, CLOUD_REFUSED,
     )
 )  # fmt: skip
+
+
+_REFUSALS = (
+    (Refused, ""),  # a no of the meter's is an answer that is believed, or a hint
+    (errors.TagInvalid, "tag-invalid"),
+    (errors.Replayed, "replayed"),
+    (errors.Downgraded, "downgraded"),
+    (errors.Compressed, "compressed"),
+    (errors.WrongInvokeId, "wrong-invoke-id"),
+    (errors.LocalProtocolError, "faults-of-protocol"),
+    (errors.ProtocolError, "malformed"),
+)
+
+
+def refusal_of(error: BaseException | None) -> str:
+    """Under which name an answer is counted that was not believed, as the listener counts pushes; "" = it was, or none came."""
+    return next((name for kind, name in _REFUSALS if isinstance(error, kind)), "")
 
 
 def cause_of(error: BaseException) -> str:

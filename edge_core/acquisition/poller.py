@@ -23,7 +23,13 @@ from zoneinfo import ZoneInfo
 
 from edge_core import errors
 from edge_core.acquisition.backfill import periodic
-from edge_core.acquisition.causes import GATEWAY_CLOCK, GATEWAY_OFF, JOURNAL_FULL, cause_of
+from edge_core.acquisition.causes import (
+    GATEWAY_CLOCK,
+    GATEWAY_OFF,
+    JOURNAL_FULL,
+    cause_of,
+    refusal_of,
+)
 from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
 from edge_core.acquisition.lines import Lane, Turn
@@ -36,7 +42,7 @@ from edge_core.acquisition.profiles import (
     profile_of,
 )
 from edge_core.acquisition.standing import LineState, MeterState, policy_of
-from edge_core.acquisition.visit import Visit, Visited
+from edge_core.acquisition.visit import MIDNIGHT_LATE_S, Visit, Visited
 from edge_core.config.tables import ConfigErrors
 from edge_core.domain import make_alarm
 from edge_core.health import events
@@ -69,15 +75,6 @@ LOOK_MIN_S = 0.005
 SPREAD_OF_MIDNIGHT_S = 1800.0
 FULL_PAUSE_S = 10.0
 SILENT_AFTER = 3  # failed visits in a row before the alarm meter-silent
-
-_REFUSALS = (
-    (errors.TagInvalid, "tag-invalid"),
-    (errors.Replayed, "replayed"),
-    (errors.Downgraded, "downgraded"),
-    (errors.LocalProtocolError, "faults-of-protocol"),
-    (errors.ProtocolError, "malformed"),
-)
-"""Names under which answers are counted that were refused, as the listener counts pushes."""
 
 Action = tuple["Callable[[Driver], Awaitable[Any]]", "asyncio.Future[Any]", "Tracer | None"]
 
@@ -390,12 +387,21 @@ class Poller:
     def _put_off(
         self, state: MeterState, left: list[Job], done: list[Job], cause: str, pause_s: float
     ) -> None:
-        """What the meter keeps is due again after a pause of real seconds; a boundary that has passed is not sampled later."""
+        """What the meter keeps is due again after a pause of real seconds; a boundary that has passed is not sampled later.
+
+        Nor is a midnight, once the sample before it is nearer.
+        """
         now = self.clock.now()
-        kept = [job for job in left if keeps(state.model, job.name.lower())]
+        due = now + pause_s * self.clock.speed
+        near = due - midnight_at_or_before(now, self._zone) <= MIDNIGHT_LATE_S
+        kept = [
+            job
+            for job in left
+            if keeps(state.model, job.name.lower()) or (job is Job.MIDNIGHT and near)
+        ]
         lost = [job for job in left if job not in kept]
         self._miss(state, lost, cause)
-        self.agenda.again(state.config.id, kept, now + pause_s * self.clock.speed)
+        self.agenda.again(state.config.id, kept, due)
         self.agenda.done(state.config.id, done + lost, now)
 
     def _miss(self, state: MeterState, jobs: list[Job], cause: str) -> None:
@@ -536,7 +542,7 @@ class Poller:
 
     def _failed(self, state: MeterState, error: errors.MeterError) -> None:
         self.counts["failures"] += 1
-        refused = next((n for k, n in _REFUSALS if isinstance(error.__cause__, k)), "")
+        refused = refusal_of(error.__cause__)
         if refused:
             self.counts[refused] += 1
         cause = cause_of(error)

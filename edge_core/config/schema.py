@@ -367,8 +367,8 @@ class Keys(_Table, frozen=True, kw_only=True):
         provider: file, environment (OPENDCU_KEY_<METER>_<GUEK|GAK|PASSWORD|HLS|MASTER>), a command that prints one
             TOML or JSON table of a meter, a file sealed under a key of systemd-creds or a TPM (the default of our
             Greengrass components), or a secret of AWS with the text of a keys file.
-        file: TOML with one table per meter: guek, gak, password, hls, master, sign, agree ...; mode 0600 or refused. With sealed: what
-            `opendcu keys seal` wrote.
+        file: TOML with one table per meter: guek, gak, password, hls, master, sign, agree, meter_sign, meter_agree; mode
+            0600 or refused. With sealed: what `opendcu keys seal` wrote.
         command: program and arguments; the meter's id is appended.
         kek: where the key of a sealed file is: `creds:<path>` (systemd-creds: TPM or host key), `secret:<id>` (AWS),
             `file:<path>` (insecure: a copy of the disk has both); "" = the systemd credential opendcu-kek, else

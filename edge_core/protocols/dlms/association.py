@@ -22,6 +22,7 @@ from edge_core.errors import (
     LocalProtocolError,
     MalformedApdu,
     TagInvalid,
+    WrongInvokeId,
 )
 from edge_core.protocols.dlms import access, acse, apdu, axdr
 from edge_core.protocols.dlms.blocks import BlockAssembler, cut
@@ -463,7 +464,7 @@ class Association:
         answer = apdu.decode(plain)
         got = getattr(answer, "invoke", None)
         if got is None or (got ^ invoke) & 0x0F:
-            raise MalformedApdu(f"{answer.NAME} with invoke-id {got}, asked with {invoke}")
+            raise WrongInvokeId(f"{answer.NAME} with invoke-id {got}, asked with {invoke}")
         return answer
 
     def _gather(self, reply: bytes) -> Exchange[bytes]:

@@ -8,18 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_core.acquisition.causes import refusal_of
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.config.models import DlmsModel, load_model
 from edge_core.domain import Secret
-from edge_core.errors import (
-    Downgraded,
-    KeyRejected,
-    MalformedReply,
-    MeterError,
-    MeterRefused,
-    Replayed,
-    TagInvalid,
-)
+from edge_core.errors import KeyRejected, MalformedReply, MeterError, MeterRefused
+from edge_core.health import events
+from edge_core.health.metrics import REGISTRY
 from tests.integration.dlms.conftest import Bench, keys_of, rows_of, truth_of
 
 Make = Callable[..., Awaitable[Bench]]
@@ -178,44 +173,44 @@ GENERAL = {"suite": 1, "security": "hls7", "ciphering": "general-ciphering"}
 
 
 @pytest.mark.parametrize(
-    ("fault", "association", "cause"),
+    ("fault", "association", "counted"),
     [
-        ("wrong-tag", {}, TagInvalid),
-        ("plain", {}, Downgraded),
-        ("weaker", {}, Downgraded),
-        ("replay", {}, Replayed),
-        ("wrong-invoke", {}, None),
-        ("wrong-tag", GENERAL | {"key_info": "one-pass"}, TagInvalid),
-        ("plain", GENERAL | {"key_info": "identified"}, Downgraded),
-        ("weaker", GENERAL | {"key_info": "static"}, Downgraded),
-        ("replay", GENERAL | {"key_info": "one-pass"}, Replayed),
-        ("replay", GENERAL | {"key_info": "static"}, Replayed),
-        ("replay", GENERAL | {"key_info": "wrapped"}, Replayed),
-        ("wrong-invoke", GENERAL | {"key_info": "one-pass"}, None),
-        ("unsigned", GENERAL | {"signed": True}, Downgraded),
-        ("replay", GENERAL | {"signed": True}, Replayed),
+        ("wrong-tag", {}, "tag-invalid"),
+        ("plain", {}, "downgraded"),
+        ("weaker", {}, "downgraded"),
+        ("replay", {}, "replayed"),
+        ("wrong-invoke", {}, "wrong-invoke-id"),
+        ("wrong-tag", GENERAL | {"key_info": "one-pass"}, "tag-invalid"),
+        ("plain", GENERAL | {"key_info": "identified"}, "downgraded"),
+        ("weaker", GENERAL | {"key_info": "static"}, "downgraded"),
+        ("replay", GENERAL | {"key_info": "one-pass"}, "replayed"),
+        ("replay", GENERAL | {"key_info": "static"}, "replayed"),
+        ("replay", GENERAL | {"key_info": "wrapped"}, "replayed"),
+        ("wrong-invoke", GENERAL | {"key_info": "one-pass"}, "wrong-invoke-id"),
+        ("unsigned", GENERAL | {"signed": True}, "downgraded"),
+        ("replay", GENERAL | {"signed": True}, "replayed"),
         (
             "replay",
             {"suite": 1, "security": "hls7", "ciphering": "none", "protection": "none"}
             | {"signed": True},
-            Replayed,
+            "replayed",
         ),
     ],
 )
 async def test_answers_that_are_less_old_or_another_s_are_refused(
-    bench: Make, fault: str, association: dict[str, Any], cause: type[Exception] | None
+    bench: Make, fault: str, association: dict[str, Any], counted: str
 ) -> None:
     b = await bench(suite=association.get("suite", 0), security=association.get("security", "hls5"))
     driver = b.driver(model=model(**association))
     assert (await driver.identify()).serial == b.meter.device.serial
     b.meter.faults.begin(fault, b.meter.clock.monotonic() + 60)
+    before = events.REFUSED.value(counted)
     with pytest.raises(MalformedReply) as refused:
         await driver.read_profile(ProfileRequest("interval"))
     await driver.close()
-    if cause is not None:
-        assert isinstance(refused.value.__cause__, cause)
-    else:
-        assert "invoke-id" in str(refused.value)
+    assert refusal_of(refused.value.__cause__) == counted
+    assert events.REFUSED.value(counted) == before + 1
+    assert f'opendcu_acquisition_refused_answers_total{{cause="{counted}"}}' in REGISTRY.text()
     b.meter.faults.end(fault)
     again = b.driver(model=model(**association))
     assert (await again.identify()).serial == b.meter.device.serial

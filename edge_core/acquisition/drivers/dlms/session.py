@@ -17,6 +17,7 @@ import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from edge_core.acquisition.causes import refusal_of
 from edge_core.acquisition.drivers.dlms.channel import (
     DatagramChannel,
     HdlcChannel,
@@ -36,6 +37,7 @@ from edge_core.errors import (
     Replayed,
     TagInvalid,
 )
+from edge_core.health import events
 from edge_core.protocols.dlms import axdr, general
 from edge_core.protocols.dlms.association import Association, Exchange
 from edge_core.protocols.dlms.codes import Conformance, Mechanism, UserDiagnostic
@@ -556,6 +558,9 @@ class Session:
         except MeterError:
             raise
         except (OSError, ProtocolError) as cause:
+            refused = refusal_of(cause)
+            if refused:
+                events.answer_refused(self.meter.id, refused, during)
             raise self.explain(during, cause, channel) from cause
 
     def explain(
