@@ -30,6 +30,12 @@ LOST = metrics.counter(
     "opendcu_acquisition_lost_meters_total", "Meters that stopped answering, by error.", ("error",)
 )
 
+REFUSED = metrics.counter(
+    "opendcu_acquisition_refused_answers_total",
+    "Answers of meters that were not believed, by cause.",
+    ("cause",),
+)
+
 SINGLE_LINES = 20
 """Events of meters within WINDOW_S that get a line each; more are summed up in one."""
 WINDOW_S = 60.0
@@ -181,6 +187,14 @@ def meter_back(meter: str, for_s: float, visits: int, *, burst: Burst | None = N
         _tell("meter-back", logging.INFO, text, meter=meter, for_s=round(for_s, 1), visits=visits)
     else:
         EVENTS.inc("meter-back")
+
+
+def answer_refused(meter: str, cause: str, during: str, *, burst: Burst | None = None) -> None:
+    """An answer was not believed: tag-invalid, replayed, downgraded, compressed, wrong-invoke-id or malformed."""
+    REFUSED.inc(cause)
+    if (burst or _burst).tells("answer-refused"):
+        text = f"meter {meter}: {during}: the answer is refused: {cause}"
+        _tell("answer-refused", logging.WARNING, text, meter=meter, cause=cause)
 
 
 def journal_refused(meter: str, error: BaseException, *, burst: Burst | None = None) -> None:
