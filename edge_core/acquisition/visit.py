@@ -73,6 +73,7 @@ log = logging.getLogger(__name__)
 OVERLAP_PERIODS = 2
 LIVE_S = DAY_S  # what is older than this when it is read goes behind what is new
 SAMPLE_TOLERANCE = 0.2  # of a period: a later sample is no sample of its boundary
+MIDNIGHT_LATE_S = SAMPLE_PERIOD_S  # beyond it the sample before midnight is nearer to it
 KEPT_OUTAGES = 32
 CLOCK_STEP_MIN_S = 120.0
 CLOCK_LEAVE_S, CLOCK_ALARM_S, CLOCK_FAR_S = 10.0, 300.0, 600.0  # DESIGN section 3, [clock]
@@ -199,14 +200,12 @@ class Visit:
 
     def _in_time(self, job: Job) -> bool:
         """Is now near enough to the boundary that this sample is for? What is late is a gap, not a reading."""
-        now, period = self.clock.now(), SAMPLE_PERIOD_S
+        now, late, allowed = self.clock.now(), 0.0, SAMPLE_TOLERANCE * SAMPLE_PERIOD_S
         if job is Job.MIDNIGHT and not keeps(self.model, "midnight"):
-            late = now - midnight_at_or_before(now, self.zone)
+            late, allowed = now - midnight_at_or_before(now, self.zone), MIDNIGHT_LATE_S
         elif job is Job.INTERVAL and not keeps(self.model, "interval"):
-            late = now % period
-        else:
-            late = 0.0
-        if late <= SAMPLE_TOLERANCE * period:
+            late = now % SAMPLE_PERIOD_S
+        if late <= allowed:
             return True
         self.result.done.append(job)
         self.result.late += self._kinds(job)

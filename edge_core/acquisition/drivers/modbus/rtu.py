@@ -220,7 +220,8 @@ class RtuLine:
 
     async def _fall_silent(self, stream: Stream, ask: Ask) -> None:
         """Wait until the line is free for a request to this unit; what comes meanwhile is thrown away."""
-        silence_s = max(self._timing.silence_s + HANDOVER_S, ask.gap_s)
+        silence_s = self._timing.silence_s
+        silence_s = max(silence_s + HANDOVER_S if silence_s else 0.0, ask.gap_s)
         began = self._time()
         until = began
         if ask.unit in self._busy_until:

@@ -81,7 +81,8 @@ class TcpLine:
     async def _exchange(self, client: AsyncModbusTcpClient, ask: Ask) -> Answered:
         self._transaction = self._transaction % 60_000 + 1
         client.ctx.next_tid = self._transaction - 1  # pymodbus adds one before it sends
-        ask.pdu()  # what may not leave us does not
+        if ask.function == WRITE:
+            ask.pdu()  # what may not leave us does not
         self._asked = mbap.Asked(self._transaction, ask.unit, ask.function, ask.count, ask.address)
         sent_at = self._clock.now()
         try:
