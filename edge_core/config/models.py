@@ -269,7 +269,6 @@ class Quirks(_Table, frozen=True, kw_only=True):
     """Table [quirks]: where this meter leaves the standard.
 
     Attributes:
-        repeated_llc: the LLC octets come more than once in front of an APDU.
         bare_conformance: the conformance tag is 5F instead of 5F 1F.
         get_with_list: the meter has multiple-references; ask several attributes at once.
         second_in_range: selective access wants second 0 and the meter's own deviation style.
@@ -279,7 +278,6 @@ class Quirks(_Table, frozen=True, kw_only=True):
         link_pause_s: wait in seconds after closing before it accepts the next association.
     """
 
-    repeated_llc: bool = False
     bare_conformance: bool = False
     get_with_list: bool = False
     second_in_range: bool = False

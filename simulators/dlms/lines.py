@@ -167,7 +167,8 @@ class DatagramLine(asyncio.DatagramProtocol):
         except Refused:
             del self._sessions[key]
             return
-        self._transport.sendto(wrap(target, source, answer), addr)
+        if answer:
+            self._transport.sendto(wrap(target, source, answer), addr)
 
 
 class Lines:

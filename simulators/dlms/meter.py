@@ -38,6 +38,7 @@ QUIRKS = frozenset(
         "newest-first",
         "service-glo-only",
         "general-block-transfer",
+        "block-loss",
     )
 )
 

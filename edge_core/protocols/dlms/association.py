@@ -25,7 +25,7 @@ from edge_core.errors import (
     WrongInvokeId,
 )
 from edge_core.protocols.dlms import access, acse, apdu, axdr
-from edge_core.protocols.dlms.blocks import BlockAssembler, cut
+from edge_core.protocols.dlms.blocks import MAX_BLOCKS, BlockAssembler, cut
 from edge_core.protocols.dlms.codes import (
     Conformance,
     DataAccessResult,
@@ -83,6 +83,8 @@ CHALLENGE_OCTETS: Final = range(8, 65)
 """Lengths that a challenge may have."""
 BLOCK_OVERHEAD: Final = 64
 """Octets of a request that are not block data: wrapper, header, tag."""
+GAP_RETRIES: Final = 3
+"""How often in a row blocks of a general-block-transfer are asked for again."""
 MIN_BLOCK: Final = 8
 
 _SPECIAL: Final = frozenset((b"\xd8", b"\x0e", b"\xe0"))
@@ -468,20 +470,32 @@ class Association:
         return answer
 
     def _gather(self, reply: bytes) -> Exchange[bytes]:
-        """An answer that comes by general-block-transfer, window 1 or streamed, put together."""
+        """An answer that comes by general-block-transfer, put together; we ask for one block at a time.
+
+        A meter that streams all the same is followed. After a gap the blocks from there on are asked for again, after a
+        block that came before the next one; a few times without progress.
+        """
         blocks = BlockAssembler(repeats=False)
-        while True:
+        vain = 0
+        for _ in range(MAX_BLOCKS):
             message = apdu.decode(reply)
             if not isinstance(message, apdu.GeneralBlockTransfer):
                 raise MalformedApdu(f"{message.NAME} within a general-block-transfer")
-            whole = blocks.take(message)
-            if whole is not None:
-                return whole
+            if message.number == blocks.number + 1:
+                vain = 0
+                whole = blocks.take(message)
+                if whole is not None:
+                    return whole
+            elif not message.streaming:
+                vain += 1
+            if vain > GAP_RETRIES:
+                raise MalformedApdu(f"block {message.number} again, expected {blocks.number + 1}")
             if message.streaming:
                 reply = yield b""
             else:
                 done = blocks.number
                 reply = yield apdu.GeneralBlockTransfer(True, False, 1, done, done).to_bytes()
+        raise MalformedApdu(f"more than {MAX_BLOCKS} blocks")
 
     def _get_rest(self, what: str, plain: bytes, invoke: int) -> Exchange[bytes]:
         """A GET whose answer is a no, or comes in blocks."""

@@ -13,7 +13,8 @@ import pytest
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.clock import SystemClock
 from edge_core.config.keys import MeterKeys
-from edge_core.config.models import DlmsModel, load_model
+from edge_core.config.models import DlmsModel, Quirks, load_model
+from edge_core.config.schema import Line
 from edge_core.domain import Flag, Secret
 from edge_core.errors import KeyRejected
 from edge_core.protocols.dlms import axdr
@@ -38,7 +39,7 @@ def changed(name: str, **more: Any) -> DlmsModel:
     """A model with other values in [association] and [quirks]."""
     model = load_model(name)
     assert isinstance(model, DlmsModel)
-    quirks = {key: more.pop(key) for key in ("general_block_transfer",) if key in more}
+    quirks = {key: more.pop(key) for key in Quirks.__struct_fields__ if key in more}
     return msgspec.structs.replace(
         model,
         association=msgspec.structs.replace(model.association, **more),
@@ -132,6 +133,18 @@ async def test_general_block_transfer(bench: Make, pdu: int, ciphering: str) -> 
     await read_all(b, model=model)
     sent = [octets[8] for way, octets in b.frames if way == "send"]
     assert sent.count(0xE0) > 5
+
+
+async def test_lost_blocks_are_asked_for_again(bench: Make) -> None:
+    """Datagrams are lost: the block is asked for again, the request, which is sealed, never."""
+    b = await bench(quirks=("general-block-transfer", "block-loss"), pdu=512, transport="udp")
+    model = changed("is15959-3ph", ciphering="general-glo", general_block_transfer=True)
+    line = Line(id="l", transport="udp", framing="wrapper", timeout_s=0.3)
+    await read_all(b, model=model, line=line)
+    asked = [octets[8:] for way, octets in b.frames if way == "send" and octets[8] == 0xE0]
+    assert len(asked) > len(set(asked)) > 5
+    sealed = [octets for way, octets in b.frames if way == "send" and octets[8] != 0xE0]
+    assert len(sealed) == len(set(sealed))
 
 
 async def test_general_block_transfer_is_not_used_unless_it_was_offered(bench: Make) -> None:

@@ -30,6 +30,8 @@ MAX_STRAYS: Final = 32
 HDLC_INFORMATION: Final = 1024
 """Information octets that SNRM proposes; a meter that takes less says so in UA."""
 HDLC_SILENCE_RETRIES: Final = 2
+DATAGRAM_RETRIES: Final = 3
+_BLOCK: Final = b"\xe0"
 _WAITING_PAUSE_S: Final = 0.2
 _DISC_S: Final = 1.0
 _HEAR_OUT_S: Final = 0.5
@@ -101,7 +103,11 @@ class WrapperChannel:
 
 
 class DatagramChannel:
-    """Wrapper over UDP: one WPDU a datagram. Nothing is sent again here: a sealed request must not come twice."""
+    """Wrapper over UDP: one WPDU a datagram.
+
+    A request is not sent again: sealed, it must not come twice. Asking for the next block of a general-block-transfer,
+    which is not sealed, is: DATAGRAM_RETRIES times.
+    """
 
     def __init__(self, stream: Stream, client: int, server: int) -> None:
         self._stream, self._client, self._server = stream, client, server
@@ -112,8 +118,16 @@ class DatagramChannel:
             self._stream.write(wrap(self._client, self._server, apdu))
         deadline = _Deadline(silence_s, whole_s)
         self.heard = 0
+        again = DATAGRAM_RETRIES if apdu[:1] == _BLOCK else 0
         for _ in range(MAX_STRAYS):
-            datagram = await self._stream.read(deadline.wait_s())
+            try:
+                datagram = await self._stream.read(deadline.wait_s())
+            except TimeoutError:
+                if again <= 0:
+                    raise
+                again -= 1
+                self._stream.write(wrap(self._client, self._server, apdu))
+                continue
             self.heard += len(datagram)
             wpdu = self._ours(datagram)
             if wpdu is not None:

@@ -16,19 +16,16 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from edge_core.acquisition.drivers import Device, ProfileRequest
-from edge_core.acquisition.drivers.dlms import registers
+from edge_core.acquisition.drivers.dlms import proving, registers
 from edge_core.acquisition.drivers.dlms.learned import (
     DISTRUSTED,
     Changes,
     LayoutChange,
     Learned,
-    capture_objects,
     clock_rules,
     plan_of,
     remember,
     remembered,
-    scaler_row,
-    scaler_unit,
     whole_number,
 )
 from edge_core.acquisition.drivers.dlms.session import Session
@@ -40,7 +37,6 @@ from edge_core.protocols.dlms.codes import Conformance
 from edge_core.protocols.dlms.cosem import Attribute, CaptureObject, EntrySelector, RangeSelector
 from edge_core.protocols.dlms.datetime import decode_datetime, encode_datetime
 from edge_core.protocols.dlms.layouts import ColumnMismatch
-from edge_core.protocols.dlms.profile import ScalerUnit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -63,9 +59,7 @@ OLDEST: Final = 946_684_800  # 2000-01-01: no smart meter holds rows from before
 PROFILE_CLASS: Final = 7
 CLOCK_CLASS: Final = 8
 DATA_CLASS: Final = 1
-_SCALER_ATTRIBUTE: Final = {3: 3, 4: 3, 5: 4}
-"""Attribute that holds scaler and unit, by class."""
-_SCALED_ATTRIBUTES: Final = frozenset(((3, 2), (4, 2), (5, 2), (5, 3)))
+ATTRIBUTES_AT_ONCE: Final = 8
 
 
 class Driver:
@@ -436,28 +430,8 @@ class Driver:
 
     async def _prove(self, kind: str, profile: Profile, serial: str) -> Learned:
         """Read capture objects and scalers from the meter, and remember them."""
+        learned = await proving.learn(self, profile, serial, int(self._clock.now()))
         obis = profile.obis
-        objects = await self._capture_objects(obis)
-        period, sort = 0, 0
-        for index in (4, 5):
-            try:
-                data = await self.get(Attribute(PROFILE_CLASS, obis, index))
-            except MeterRefused:
-                continue
-            with self.session.step(f"GET {obis}:{index}"):
-                if index == 4:
-                    period = whole_number(data)
-                else:
-                    sort = whole_number(data)
-        scalers = await self._scalers(profile, objects)
-        learned = Learned(
-            serial,
-            int(self._clock.now()),
-            objects,
-            period,
-            sort,
-            tuple((o, a, s.scaler, s.unit) for (o, a), s in scalers.items()),
-        )
         with self.session.step(f"GET {obis}:3"):
             plan_of(learned, profile, self._rules)
         self._compare(kind, profile, remembered(self._memory.get, kind), learned)
@@ -485,48 +459,6 @@ class Driver:
                 },
             )
         )
-
-    async def _capture_objects(self, obis: Obis) -> tuple[CaptureObject, ...]:
-        data = await self.get(Attribute(PROFILE_CLASS, obis, 3))
-        with self.session.step(f"GET {obis}:3"):
-            return capture_objects(data)
-
-    async def _scalers(
-        self, profile: Profile, objects: tuple[CaptureObject, ...]
-    ) -> dict[tuple[Obis, int], ScalerUnit]:
-        """Scaler and unit by (logical name, attribute): of the scaler profile, else of the objects themselves."""
-        wanted = {
-            (o.class_id, o.obis): o
-            for o in objects
-            if (o.class_id, o.attribute) in _SCALED_ATTRIBUTES
-        }
-        found: dict[tuple[int, Obis], ScalerUnit] = {}
-        if profile.scaler_profile and wanted:
-            try:
-                named = await self._capture_objects(profile.scaler_profile)
-                data = await self.get(Attribute(PROFILE_CLASS, profile.scaler_profile, 2))
-                with self.session.step(f"GET {profile.scaler_profile}:2"):
-                    found = scaler_row(data, named)
-            except MeterRefused:
-                found = {}
-        for key in wanted:
-            if key not in found:
-                found[key] = await self.scaler_of(*key)
-        return {
-            (o.obis, o.attribute): found[o.class_id, o.obis]
-            for o in objects
-            if (o.class_id, o.obis) in found
-        }
-
-    async def scaler_of(self, class_id: int, obis: Obis) -> ScalerUnit:
-        """Scaler and unit of a register, (0, "") where it has none."""
-        index = _SCALER_ATTRIBUTE[class_id]
-        try:
-            data = await self.get(Attribute(class_id, obis, index))
-        except MeterRefused:
-            return ScalerUnit(0, "")
-        with self.session.step(f"GET {obis}:{index}"):
-            return scaler_unit(axdr.decode_whole(data).plain())
 
     # --- single values
 
@@ -571,6 +503,37 @@ class Driver:
         if self.observer is not None:
             self.observer(f"GET {attribute}", data)
         return data
+
+    async def get_all(self, attributes: Sequence[Attribute]) -> list[bytes | None]:
+        """Several attributes as A-XDR, None where the meter says no: at once where model and meter have that, else in turn.
+
+        Raises:
+            MeterError.
+        """
+        association = await self.session.associate()
+        if not (
+            self._model.quirks.get_with_list
+            and Conformance.MULTIPLE_REFERENCES in association.negotiated
+        ):
+            return [await self._get_or_none(attribute) for attribute in attributes]
+        found: list[bytes | None] = []
+        for first in range(0, len(attributes), ATTRIBUTES_AT_ONCE):
+            part = attributes[first : first + ATTRIBUTES_AT_ONCE]
+            results = await self.session.run(
+                association.get_list([(attribute, None) for attribute in part]),
+                f"GET {part[0]} and {len(part) - 1} others",
+            )
+            for attribute, result in zip(part, results, strict=True):
+                found.append(result.data if result.result == 0 else None)
+                if self.observer is not None and result.result == 0:
+                    self.observer(f"GET {attribute}", result.data)
+        return found
+
+    async def _get_or_none(self, attribute: Attribute) -> bytes | None:
+        try:
+            return await self.get(attribute)
+        except MeterRefused:
+            return None
 
     async def close(self) -> None:
         await self.session.close()

@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from edge_core.acquisition.drivers.dlms.proving import scalers_of
 from edge_core.domain import RegisterReading, obis_from_bytes, obis_to_bytes
 from edge_core.errors import MalformedApdu, MeterRefused
 from edge_core.protocols.dlms import axdr
@@ -127,7 +128,7 @@ async def _scaler(driver: Driver, class_id: int, obis: Obis) -> ScalerUnit:
     known = driver.memory.get(key)
     if isinstance(known, list) and len(known) == 2:
         return ScalerUnit(known[0], known[1])
-    scaled = await driver.scaler_of(class_id, obis)
+    scaled = (await scalers_of(driver, [(class_id, obis)]))[class_id, obis]
     driver.memory.put(key, list(scaled))
     return scaled
 

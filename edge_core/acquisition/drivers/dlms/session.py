@@ -113,6 +113,8 @@ _synchronised: weakref.WeakKeyDictionary[Any, set[tuple[str, bytes, str]]] = (
 """Per counter store: (meter, our title, key fingerprint) whose counter was compared with the meter's."""
 
 
+_ended: dict[str, float] = {}
+"""When the last session ended, of meters that want a pause then."""
 _buses: weakref.WeakValueDictionary[tuple[str, int], asyncio.Lock] = weakref.WeakValueDictionary()
 """Who speaks on the HDLC bus behind a host:port; each session keeps its lock alive."""
 
@@ -192,6 +194,9 @@ class Session:
         except MeterError as error:
             await self.close()
             if mark is None or not _counter_may_explain(error):
+                if isinstance(error, LineSilent) and error.during == "AARQ":
+                    # some meters say nothing to a low counter: the next visit compares before it asks
+                    self._marks().discard(mark)
                 raise
         self._marks().discard(mark)
         if not fresh:
@@ -323,6 +328,7 @@ class Session:
         """Open the line for a client SAP."""
         await self._close_channel()
         with self.step("connect"):
+            await self._pause()
             await self._take_bus()
             stream = await self._stream()
             limit = self.model.association.max_pdu_size
@@ -345,6 +351,11 @@ class Session:
                 kind = DatagramChannel if self.line.transport == "udp" else WrapperChannel
                 self._channel = kind(stream, client, server)
         return self._channel
+
+    async def _pause(self) -> None:
+        """Leave the meter alone for as long after its last session as its model says."""
+        since = asyncio.get_running_loop().time() - _ended.get(self.meter.id, float("-inf"))
+        await asyncio.sleep(max(0.0, self.model.quirks.link_pause_s - since))
 
     async def _take_bus(self) -> None:
         """Wait until nobody else speaks on the bus behind this host:port: HDLC has one speaker at a time."""
@@ -398,6 +409,8 @@ class Session:
         try:
             if channel is not None:
                 await channel.close()
+                if self.model.quirks.link_pause_s:
+                    _ended[self.meter.id] = asyncio.get_running_loop().time()
         finally:
             bus, self._bus = self._bus, None
             if bus is not None:

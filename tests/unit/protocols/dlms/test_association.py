@@ -487,6 +487,42 @@ def test_general_block_transfer(make: Callable[..., Wire], streaming: bool) -> N
     assert wire.sent[-1] == (b"" if streaming else bytes.fromhex("e0810001000100"))
 
 
+def test_blocks_after_a_gap_are_asked_for_again(make: Callable[..., Wire]) -> None:
+    wire = make({"security": "lls"}).open()
+    plain = b"\xc4\x01\xc1\x00\x09\x04abcd"
+    script = blocks(
+        gbt(1, False, plain[:3], streaming=True),
+        gbt(3, False, b"lost between", streaming=True),
+        gbt(4, False, b"the end of the window"),
+        gbt(2, False, plain[3:5]),  # from the gap on
+        gbt(2, False, plain[3:5]),  # twice
+        gbt(3, True, plain[5:]),
+    )
+    wire.tamper = lambda answer: next(script)
+    wire.session.handle = lambda apdu: b""  # type: ignore[method-assign]
+    wire.association._invoke = 0
+    assert wire.run(wire.association.get(SERIAL)) == b"\x09\x04abcd"
+    asked = [sent.hex() for sent in wire.sent[-5:]]
+    assert asked == ["", "", "e0810001000100", "e0810002000200", "e0810002000200"]
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [lambda n: gbt(5, False, b"a"), lambda n: gbt(1, False, b"a"), lambda n: gbt(0, False, b"a")],
+    ids=["gap", "repeat", "zero"],
+)
+def test_blocks_that_never_come_end_the_transfer(
+    make: Callable[..., Wire], endless: Callable[[int], bytes]
+) -> None:
+    wire = make({"security": "lls"}).open()
+    numbers = itertools.count(1)
+    wire.tamper = lambda answer: endless(next(numbers))
+    wire.session.handle = lambda apdu: b""  # type: ignore[method-assign]
+    with pytest.raises(MalformedApdu, match="again, expected"):
+        wire.run(wire.association.get(SERIAL))
+    assert next(numbers) < 8
+
+
 def test_an_abandoned_exchange_breaks_the_association(make: Callable[..., Wire]) -> None:
     wire = make().open()
     exchange = wire.association.get(SERIAL)
