@@ -82,13 +82,15 @@ class Moment(NamedTuple):
 NO_MOMENT: Final = Moment(None, 0, 0)
 
 
+_DST: Final = int(Flag.DST)  # plain integers: an operation of an enumeration costs as much as a whole date
+_CLOCK_INVALID: Final = int(Flag.CLOCK_INVALID)
+
+
 def flags_of_status(status: int) -> int:
     """Bits of domain.Flag that the clock status octet means."""
     if status == STATUS_UNSPECIFIED:
         return 0
-    return (Flag.DST if status & STATUS_DST else 0) | (
-        Flag.CLOCK_INVALID if status & _DOUBTFUL else 0
-    )
+    return (_DST if status & STATUS_DST else 0) | (_CLOCK_INVALID if status & _DOUBTFUL else 0)
 
 
 def decode_datetime(octets: bytes, rules: ClockRules) -> Moment:
@@ -105,16 +107,16 @@ def decode_datetime(octets: bytes, rules: ClockRules) -> Moment:
     except ValueError:
         return NO_MOMENT
     local = days * _DAY_S + hour * 3600 + minute * 60 + second
-    flags = flags_of_status(status)
+    flags = flags_of_status(status) if status else 0
     if -_MAX_DEVIATION_MIN <= deviation <= _MAX_DEVIATION_MIN:
         east = -rules.sign * deviation
-        if flags & Flag.DST and not rules.deviation_holds_dst:
+        if flags & _DST and not rules.deviation_holds_dst:
             east += 60
         return Moment(local - east * 60, flags, east, local)
     if deviation != UNSPECIFIED_DEVIATION:
-        flags |= Flag.CLOCK_INVALID
+        flags |= _CLOCK_INVALID
     first, second_pass = _offsets(local, rules.zone)
-    folded = first > second_pass and not flags & Flag.DST
+    folded = first > second_pass and not flags & _DST
     return Moment(local - first, flags, first // 60, local, folded)
 
 
@@ -205,7 +207,7 @@ def decode_column(cells: Sequence[bytes | None], rules: ClockRules, step_s: int 
         moments.append(
             Moment(
                 before.at + step_s,
-                before.flags & ~Flag.CLOCK_INVALID,
+                before.flags & ~_CLOCK_INVALID,
                 before.east_min,
                 before.local,
             )
@@ -225,7 +227,7 @@ def decode_column(cells: Sequence[bytes | None], rules: ClockRules, step_s: int 
 def _unfold(moments: list[Moment], rules: ClockRules) -> list[Moment]:
     """Decide for each run of folded cells which passing of the repeated hour it is."""
     tells = any(
-        m.flags & Flag.DST for m in moments
+        m.flags & _DST for m in moments
     )  # this meter sets the bit, so its absence means winter
     i = 0
     while i < len(moments):
@@ -245,7 +247,7 @@ def _unfold(moments: list[Moment], rules: ClockRules) -> list[Moment]:
             second_from = drop
         else:
             second_from = i if i == 0 and end < len(moments) else end
-            doubt = Flag.CLOCK_INVALID if (i > 0) == (end < len(moments)) else 0
+            doubt = _CLOCK_INVALID if (i > 0) == (end < len(moments)) else 0
         for k in range(i, end):
             m = moments[k]
             if k >= second_from:
