@@ -180,7 +180,8 @@ class Runner:
             due = agenda.due_times(meter).get(Job.MIDNIGHT)
             if due is not None and due <= now:
                 return "a midnight run is open"
-        if gateway.sender is not None and gateway.journal.status().alarms_waiting:
+        journals = gateway.journals  # those of other processes too, where we send for them
+        if gateway.sender is not None and journals and journals.status().alarms_waiting:
             return "an alarm is not out yet"
         return ""
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -97,6 +98,42 @@ def test_the_same_version_built_anew_is_another_release(work: Path, tmp_path: Pa
     other = install(work, artifacts(tmp_path / "2", "1.0.0", name="1.0.0-y"))
     assert other.name == "1.0.0-y"
     assert (work / "releases" / "1.0.0-x").exists()
+
+
+def test_components_of_one_box_have_their_libraries_once(tmp_path: Path) -> None:
+    def with_library(folder: Path, octets: bytes) -> Path:
+        """A release whose library has these octets."""
+        made = artifacts(folder, "1.0.0")
+        raw = io.BytesIO()
+        with tarfile.open(fileobj=raw, mode="w:gz") as tar:
+            for name, data in (("site/big.so", octets), ("site/small.py", b"1")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        (made / "a.tar.gz").write_bytes(raw.getvalue())
+        file = made / "release-amd64.json"
+        release = json.loads(file.read_text())
+        file.write_text(
+            json.dumps(release | {"sha256": hashlib.sha256(raw.getvalue()).hexdigest()})
+        )
+        return made
+
+    library = bytes(launch.SHARED_FROM)
+    inode = {}
+    for name, octets in (("A", library), ("B", library), ("C", library[:-1] + b"x")):
+        work = tmp_path / "work" / f"io.opendcu.{name}"
+        work.mkdir(parents=True)
+        target = install(work, with_library(tmp_path / name, octets))
+        assert (target / "site/big.so").read_bytes() == octets
+        inode[name] = (
+            (target / "site/big.so").stat().st_ino,
+            (target / "site/small.py").stat().st_ino,
+        )
+    assert inode["A"][0] == inode["B"][0] != inode["C"][0]
+    assert inode["A"][1] != inode["B"][1]  # what is small is not worth it
+    shutil.rmtree(tmp_path / "work" / "io.opendcu.A")
+    left = tmp_path / "work" / "io.opendcu.B" / "releases" / "1.0.0-x" / "site/big.so"
+    assert left.read_bytes() == library
 
 
 def test_what_does_not_fit_is_told_at_the_deployment(
