@@ -1,7 +1,7 @@
 """`opendcu journal`: status, list, verify and export of what waits on this box.
 
-`status` asks the running gateway; the others, and `status` without a gateway, open the journal's files themselves, as
-the gateway would, and refuse while it holds them.
+`status` asks the running gateway, and opens the journal's files as the gateway would where none runs. The others only
+read: beside a running gateway as well as on a box brought home, and whatever they find, no file is changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from edge_core.config.schema import Config
     from edge_core.journal import Journal
+    from edge_core.journal.elsewhere import Elsewhere
 
 STATUS_S = 10.0
 LIST_LIMIT = 50
@@ -31,8 +32,8 @@ LIST_LIMIT = 50
 def journal() -> None:
     """What the journal holds, and whether it is sound.
 
-    The journal keeps every reading until the cloud has stored it. Its files are in the data directory; one process
-    at a time has them, so stop the gateway before verify, list and export.
+    The journal keeps every reading until the cloud has stored it. Its files are in the data directory. Looking at them
+    changes nothing and may be done while the gateway runs.
     """
 
 
@@ -100,7 +101,7 @@ def described(status: dict[str, Any]) -> list[str]:
 def list_(*, config_file: str, everything: bool, after: int, limit: int, as_json: bool) -> int:
     """The segments that wait, oldest first: lane, kind, blocks, readings, octets."""
     rows: list[dict[str, Any]] = []
-    for each in opened(_load(config_file)):
+    for each in readers(_load(config_file)):
         page = each.segments(after, limit=limit, everything=everything)
         rows += [{"journal": each.path.name} | msgspec.to_builtins(segment) for segment in page]
     if as_json:
@@ -117,18 +118,27 @@ def list_(*, config_file: str, everything: bool, after: int, limit: int, as_json
 @config_option
 @json_option
 def verify(*, config_file: str, as_json: bool) -> int:
-    """Read everything and name what is wrong; exit 1 if something is. Changes nothing in a damaged file."""
+    """Read everything and name what is wrong; exit 1 if something is. Changes nothing, and may run beside the gateway."""
     config = _load(config_file)
     results: list[dict[str, Any]] = []
     for path in files(config):
         result: dict[str, Any] = {"journal": str(path), "problems": damage(path)}
         if not result["problems"]:
-            for each in opened(config, [path]):
-                result |= msgspec.to_builtins(each.verify())
+            try:
+                for each in readers(config, [path]):
+                    result |= msgspec.to_builtins(each.verify())
+            except JournalError as error:
+                result["problems"] = [str(error)]
         results.append(result)
-    wrong = any(result["problems"] for result in results)
+    others = [
+        {"file": str(path), "problems": damage(path)}
+        for name in ("uplink.db", "counters.db", "detector.db")
+        if (path := config.data_dir / name).exists()
+    ]
+    wrong = any(result["problems"] for result in [*results, *others])
     if as_json:
-        click.echo(json.dumps({"ok": not wrong, "journals": results}, ensure_ascii=False))
+        document = {"ok": not wrong, "journals": results, "others": others}
+        click.echo(json.dumps(document, ensure_ascii=False))
         return int(wrong)
     for result in results:
         if not result["problems"]:
@@ -141,6 +151,9 @@ def verify(*, config_file: str, as_json: bool) -> int:
         click.echo(
             "  At its next start the gateway sets the file aside, takes over what can be read, and goes on."
         )
+    for other in others:
+        verdict = "; ".join(other["problems"]) or "sound"
+        click.echo(f"{other['file']}: {verdict}")
     return int(wrong)
 
 
@@ -154,26 +167,47 @@ def verify(*, config_file: str, as_json: bool) -> int:
     "--from", "since", metavar="TIME", help="Rows from here on: 2026-11-24, -6h, -2d, epoch."
 )
 @click.option("--to", "until", metavar="TIME", help="Rows up to here.")
+@click.option(
+    "--parquet",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Write this Parquet file instead, a row a reading.",
+)
 def export(
-    *, config_file: str, meters: tuple[str, ...], kind: str, since: str | None, until: str | None
+    *,
+    config_file: str,
+    meters: tuple[str, ...],
+    kind: str,
+    since: str | None,
+    until: str | None,
+    parquet: str | None,
 ) -> None:
-    """Rows that the journal still holds, as JSON lines: one object with `layouts` and `blocks` a meter."""
+    """Rows that the journal still holds, as JSON lines: one object with `layouts` and `blocks` a meter; or as Parquet."""
     from zoneinfo import ZoneInfo
 
-    from edge_core.acquisition.reading import blocks_document
     from edge_core.cli.read import instant
     from edge_core.clock import SystemClock
 
     config = _load(config_file)
     clock, zone = SystemClock.from_environment(), ZoneInfo(config.gateway.timezone)
     first, last = instant(since, zone, clock, end=False), instant(until, zone, clock, end=True)
-    for each in opened(config):
-        for meter in meters or tuple(config.meters):
-            blocks = list(each.find(meter, kind=kind, since=first, until=last))
-            if blocks:
-                kinds = [block.kind for block in blocks]
-                document = {"meter": meter, "kinds": kinds, **blocks_document(blocks)}
-                click.echo(json.dumps(document, ensure_ascii=False))
+    found = (
+        (meter, blocks)
+        for each in readers(config)
+        for meter in meters or tuple(config.meters)
+        if (blocks := list(each.find(meter, kind=kind, since=first, until=last)))
+    )
+    if parquet is not None:
+        from edge_core.cli.parquet import write
+
+        rows = write(parquet, (block for _, blocks in found for block in blocks))
+        click.echo(f"{parquet}: {rows} readings")
+        return
+    from edge_core.acquisition.reading import blocks_document
+
+    for meter, blocks in found:
+        kinds = [block.kind for block in blocks]
+        document = {"meter": meter, "kinds": kinds, **blocks_document(blocks)}
+        click.echo(json.dumps(document, ensure_ascii=False))
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -225,34 +259,39 @@ def opened(config: Config, paths: list[Path] | None = None) -> Iterator[Journal]
             each.close()
 
 
-def damage(path: Path) -> list[str]:
-    """What SQLite finds wrong with the file, without changing it.
+def readers(config: Config, paths: list[Path] | None = None) -> Iterator[Elsewhere]:
+    """The journals, to be read only, beside whoever writes them; each closed before the next.
 
     Raises:
-        DataDirectoryBusy: a gateway holds it.
+        JournalError: there is none, or one cannot be read.
     """
+    from edge_core.journal.elsewhere import Elsewhere
+
+    for path in files(config) if paths is None else paths:
+        each = Elsewhere(path)
+        try:
+            yield each
+        finally:
+            each.close()
+
+
+def damage(path: Path) -> list[str]:
+    """What SQLite finds wrong with a file, without changing it."""
     import sqlite3
 
     from edge_core.journal import store
 
     try:
-        lock = store.FileLock(path)
-    except DataDirectoryBusy:
-        raise _busy(path) from None
-    try:
         connection = store.connect(path, reader=True)
     except sqlite3.Error as error:
         return [f"file: {error}"]
-    else:
-        try:
-            return [f"file: {problem}" for problem in store.quick_check(connection)]
-        finally:
-            connection.close()
+    try:
+        return [f"file: {problem}" for problem in store.quick_check(connection)]
     finally:
-        lock.close()
+        connection.close()
 
 
 def _busy(path: Path) -> DataDirectoryBusy:
     return DataDirectoryBusy(
-        f"{path}: a running gateway holds it; stop it first. `opendcu journal status`, `gaps`, `top` and `tap` ask it"
+        f"{path}: a running gateway holds it and does not answer at its control socket; stop it first"
     )

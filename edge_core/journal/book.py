@@ -239,6 +239,16 @@ def _unpack_group(body: bytes) -> dict[Key, Packed]:
     return dict(zip(keys, zip(map(_squeeze, octets), parts, strict=True), strict=True))
 
 
+def decodes(body: bytes) -> bool:
+    """Is this a blob of the ledger, with entries that can be read?"""
+    try:
+        for packed in _unpack_group(body).values():
+            _unpack(packed)
+    except (ValueError, zlib.error, msgspec.MsgspecError):
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class _Blob:
     """The entries of 64 meters of one class of profiles."""

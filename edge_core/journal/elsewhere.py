@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from edge_core.domain import Alarm, Block, Obis
     from edge_core.journal.ledger import Entry
-    from edge_core.journal.records import Lane, Note, Segment
+    from edge_core.journal.records import Lane, Note, Segment, Verification
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,17 @@ class Elsewhere(Reading):
     def notes_waiting(self, after: int = 0, limit: int = 100) -> list[Note]:
         """As `Reading.notes_waiting`."""
         return [] if self.gone else super().notes_waiting(after, limit)
+
+    def verify(self) -> Verification:
+        """As `Reading.verify`, of one moment: its owner goes on meanwhile."""
+        db = self._connection()
+        db.execute("BEGIN")
+        try:
+            with self._looking:
+                self._look(db)
+            return super().verify()
+        finally:
+            db.execute("ROLLBACK")
 
     def is_used(self) -> bool:
         """Was anything ever journalled here that may have been sent?"""

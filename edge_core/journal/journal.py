@@ -381,14 +381,15 @@ class Journal(Reading):
         elapsed_h = (self._clock.now() - self._opened_at) / 3600
         rate = writing.bytes / elapsed_h if elapsed_h >= 0.1 else 0.0
         room = self._max_bytes - self._reserve_bytes - used + max(0, kept - bytes_waiting)
+        alarms, notes = self.count_waiting()
         return JournalStatus(
             path=self.path,
             epoch=self.epoch,
             head=writing.head,
             segments_waiting=waiting,
             bytes_waiting=bytes_waiting,
-            alarms_waiting=one(db, "SELECT count(*) FROM alarm WHERE body IS NOT NULL"),
-            notes_waiting=one(db, "SELECT count(*) FROM note"),
+            alarms_waiting=alarms,
+            notes_waiting=notes,
             aside=one(db, "SELECT count(*) FROM aside"),
             used_bytes=used,
             max_bytes=self._max_bytes,

@@ -14,7 +14,7 @@ import msgspec
 from edge_core.domain import as_list
 from edge_core.errors import DiskFull, JournalDamaged, JournalError
 from edge_core.journal import codec, opening, store
-from edge_core.journal.book import Book, Names
+from edge_core.journal.book import Book, Names, decodes
 from edge_core.journal.records import Aside, Note, Segment, Verification
 from edge_core.journal.retention import Generations, Released
 from edge_core.journal.transaction import LANES, alarm_key, find_segment
@@ -159,6 +159,23 @@ class Reading:
         out = [self._decoded(opening.decode_alarm, body) for key, body in rows if key not in hidden]
         return [alarm for alarm in out if alarm is not None][:limit]
 
+    def count_waiting(self) -> tuple[int, int]:
+        """Alarms and notes that are durable and wait for an ack."""
+        db = self._connection()
+        alarms = one(db, "SELECT count(*) FROM alarm WHERE body IS NOT NULL")
+        notes = one(db, "SELECT count(*) FROM note")
+        with self._lock:
+            hidden = list(self._hidden)
+        for what, number in hidden:  # acked or set aside, and not yet committed as that
+            if what == "alarm":
+                query = "SELECT count(*) FROM alarm WHERE id = ? AND body IS NOT NULL"
+                alarms -= db.execute(query, (alarm_key(number),)).fetchone()[0]
+            elif what == "note":
+                notes -= db.execute("SELECT count(*) FROM note WHERE id = ?", (number,)).fetchone()[
+                    0
+                ]
+        return max(0, alarms), max(0, notes)
+
     def notes_waiting(self, after: int = 0, limit: int = 100) -> list[Note]:
         """Notes with an id above `after` that wait for an ack, ascending."""
         query = "SELECT id, kind, sub, body FROM note WHERE id > ? ORDER BY id LIMIT ?"
@@ -198,12 +215,13 @@ class Reading:
                         problems.append(f"segment {segment}: {found} readings, not {claimed}")
             except sqlite3.DatabaseError as error:
                 problems.append(f"table seg{generation.slot}: {error}")
-        if self._book.lost:
-            problems.append(f"ledger: {self._book.lost} blobs do not decode")
+        lost = sum(not decodes(body) for (body,) in db.execute("SELECT body FROM ledger"))
+        if lost:
+            problems.append(f"ledger: {lost} blobs do not decode")
         return Verification(
             segments=count,
             readings=readings,
-            alarms=one(db, "SELECT count(*) FROM alarm"),
+            alarms=one(db, "SELECT count(*) FROM alarm WHERE body IS NOT NULL"),
             notes=one(db, "SELECT count(*) FROM note"),
             problems=tuple(problems),
         )

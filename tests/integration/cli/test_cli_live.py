@@ -23,7 +23,7 @@ CONFIG = """
 [gateway]
 id = "dcu-live"
 data_dir = "data"
-roles = ["dlms", "push", "console"]
+roles = ["dlms", "push", "uplink", "console"]
 [uplink]
 kind = "file"
 url = "out"
@@ -130,7 +130,14 @@ def test_gaps_and_status_come_from_the_gateway(gateway: Path) -> None:
     assert json.loads(opendcu("gaps", "-c", gateway, "--json")) == {"meters": {"GP1": []}}
     status = json.loads(opendcu("journal", "status", "-c", gateway, "--json"))
     assert status["path"].endswith("data/journal.db")
-    assert "a running gateway holds it" in opendcu("journal", "verify", "-c", gateway, code=1)
+    verified = json.loads(opendcu("journal", "verify", "-c", gateway, "--json"))
+    assert verified["ok"]
+    assert [f["file"].rpartition("/")[2] for f in verified["others"]] == [
+        "uplink.db",
+        "counters.db",
+    ]
+    assert json.loads(opendcu("journal", "list", "-c", gateway, "--json")) == {"segments": []}
+    assert opendcu("journal", "export", "-c", gateway) == ""
 
 
 def test_a_second_gateway_is_refused(gateway: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from edge_core.cli.main import run
 from edge_core.clock import ManualClock
 from edge_core.domain import Alarm, Block, Column, Layout, alarm_id
-from edge_core.journal import Journal
+from edge_core.journal import CounterStore, Journal
 
 T0 = 1_764_000_000 // 900 * 900
 INTERVAL = Layout(
@@ -216,14 +218,62 @@ def test_without_a_journal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert not (tmp_path / "data").exists(), "looking makes nothing"
 
 
-def test_a_journal_that_is_held(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_looking_beside_the_one_who_writes(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     journal = Journal.open(config.parent / "data" / "journal.db", clock=ManualClock())
     try:
-        for command in ("list", "verify", "export"):
-            assert run(["journal", command, "-c", str(config)]) == 1
-            assert "a running gateway holds it" in capfd.readouterr().err
+        journal.append(block("GP3", [0, 1]), durable="now").result()
+        journal.release(segments=[1], alarms=[a.id for a in journal.alarms_waiting()])
+        assert (journal.status().segments_waiting, journal.status().alarms_waiting) == (3, 0)
+        journal.flush().result()
+        listed = json.loads(out(capfd, "journal", "list", "-c", str(config), "--json"))["segments"]
+        assert [s["id"] for s in listed] == [2, 3, 4]
+        assert len(out(capfd, "journal", "list", "-c", str(config), "--all").splitlines()) == 5
+        assert "sound: 4 segments, 20 readings, 0 alarms" in out(
+            capfd, "journal", "verify", "-c", str(config)
+        )
+        lines = out(capfd, "journal", "export", "-c", str(config)).splitlines()
+        assert [json.loads(line)["meter"] for line in lines] == ["GP1", "GP2", "GP3"]
+        assert run(["journal", "status", "-c", str(config)]) == 1  # it would open it to write
+        assert "does not answer" in capfd.readouterr().err
     finally:
         journal.close()
+
+
+def test_export_as_parquet(config: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "it's.parquet"
+    told = out(capfd, "journal", "export", "-c", str(config), "--parquet", str(target))
+    assert told.strip() == f"{target}: 16 readings"
+    with duckdb.connect() as db:
+        found = db.execute(
+            "SELECT captured_at, value FROM read_parquet($1) WHERE meter = 'GP1' AND obis = $2 ORDER BY 1",
+            [str(target), "1.0.1.29.0.255"],
+        ).fetchall()
+        assert [(at, int(value)) for at, value in found] == [
+            (T0 + 900 * r, 100 + r) for r in (0, 1, 2, 3, 8, 9)
+        ]
+    assert run(["journal", "export", "-c", str(config), "--parquet", "/nowhere/x.parquet"]) == 1
+    assert "/nowhere/x.parquet" in capfd.readouterr().err
+
+
+def test_verify_looks_at_the_other_files_too(
+    config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = config.parent / "data" / "counters.db"
+    CounterStore.open(other, clock=ManualClock()).close()
+    assert f"{other}: sound" in out(capfd, "journal", "verify", "-c", str(config))
+    other.write_bytes(b"this is no database at all" * 100)
+    document = json.loads(out(capfd, "journal", "verify", "-c", str(config), "--json", code=1))
+    assert (document["ok"], document["journals"][0]["problems"]) == (False, [])
+    assert "not a database" in document["others"][0]["problems"][0]
+
+
+def test_verify_decodes_the_ledger(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(config.parent / "data" / "journal.db") as db:
+        db.execute("UPDATE ledger SET body = x'0102'")
+    db.close()
+    assert "ledger: 1 blobs do not decode" in out(
+        capfd, "journal", "verify", "-c", str(config), code=1
+    )
 
 
 def test_live_views_need_a_gateway(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
