@@ -268,6 +268,36 @@ async def test_sunspec_chain(bus_of: Any) -> None:
     assert await bus.read(unit, "holding", 40_072 + length, 2) == [0xFFFF, 0]
 
 
+async def test_a_foreign_master_reads_the_load_profile_by_the_manual(bus_of: Any) -> None:
+    """Write channel, start and direction, read the block, ask for the next one, until all bits are one."""
+    bus = await bus_of("abb-a43-a44")
+    unit = bus.units[0]
+    stored = unit.window.stored(15, NOW)[-20:]
+
+    async def write(address: int, *words: int) -> int:
+        answer = await bus.master.write_registers(address, list(words), device_id=unit.unit)
+        return answer.exception_code if answer.isError() else 0
+
+    start = unit.window.civil(stored[0])
+    assert await write(0x8703, 1) == 0
+    assert await write(
+        0x8704, (start.year - 2000) << 8 | start.month, start.day << 8 | start.hour, start.minute << 8 | start.second
+    ) == 0  # fmt: skip
+    assert await write(0x8707, 1) == 0
+    assert await bus.read(unit, "holding", 0x8710, 7) == [0x0100, 0x0108, 0x00FF, 1, 0, 15, 21]
+    entries: list[list[int]] = []
+    for _ in range(3):
+        block = await bus.read(unit, "holding", 0x8720, 120)
+        entries += [block[i : i + 8] for i in range(0, 120, 8)]
+        assert await write(0x8700, 1) == 0
+    entries = [entry for entry in entries if entry != [0xFFFF] * 8]
+    assert [entry[3] for entry in entries] == [1] * 20
+    values = [int.from_bytes(struct.pack(">4H", *entry[4:]), "big") for entry in entries]
+    assert values == [unit.kept(IMPORT, at) for at in stored]
+    for address, words in ((0x8C21, (1, 2, 3)), (20480, (0,) * 4), (0x8704, (1,))):
+        assert await write(address, *words) != 0
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("model", ["eastron-sdm630", "schneider-iem3155", "abb-b23-b24"])
 async def test_mbpoll_reads_the_truth(model: str, bus_of: Any) -> None:

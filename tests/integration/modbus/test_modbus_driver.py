@@ -14,6 +14,7 @@ from edge_core.clock import ManualClock
 from edge_core.config.models import load_model
 from edge_core.domain import Column, Flag
 from edge_core.errors import LineSilent, MeterRefused, WrongMeter
+from edge_core.journal.datadir import DataDirectory, Memories
 
 pytestmark = pytest.mark.integration
 
@@ -256,6 +257,28 @@ async def test_refused_registers_are_isolated_and_remembered(bench, truth):
     assert values(await bench.driver().read_registers("instantaneous")) == found
     touched = {at for a in bench.slave.asked for at in range(a.address, a.address + a.count)}
     assert not touched & bench.slave.refused
+
+
+async def test_what_was_learned_is_kept_by_serial_number_over_restarts(tcp_bench, tmp_path):
+    """On disk, as a gateway keeps it; another device at the same place begins anew."""
+    slave = tcp_bench.slave
+    slave.refused = {102, 103}
+
+    async def visit():
+        """A process that begins, reads and ends; which registers it touched."""
+        slave.asked.clear()
+        memories = Memories(DataDirectory(tmp_path).prepare(), now=0.0)
+        driver = tcp_bench.driver(memory=memories.of("M1"))
+        await driver.read_registers("instantaneous")
+        await driver.close()
+        memories.close()
+        return {at for a in slave.asked for at in range(a.address, a.address + a.count)}
+
+    assert await visit() & slave.refused
+    assert not await visit() & slave.refused
+    slave.hold(1, tcp_bench.model, {"meter_serial_number": 77})
+    assert await visit() & slave.refused  # another meter may have them
+    assert not await visit() & slave.refused
 
 
 async def test_a_smaller_size_limit_is_found_and_remembered(bench, truth):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import struct
 import subprocess
@@ -16,10 +17,15 @@ import pytest
 
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.drivers.modbus import Driver, pool
+from edge_core.acquisition.drivers.modbus.line import Ask
+from edge_core.acquisition.drivers.modbus.rtu import RtuLine, Timing
+from edge_core.acquisition.drivers.modbus.tcp import TcpLine
 from edge_core.clock import SystemClock
 from edge_core.config.models import load_model
 from edge_core.config.schema import Line, Meter
+from edge_core.errors import LocalProtocolError
 from edge_core.protocols.modbus import codec
+from edge_core.transports.serial import SerialStream
 from tests.conftest import eventually, eventually_sync, program
 
 pytestmark = [pytest.mark.integration, pytest.mark.peer]
@@ -211,6 +217,40 @@ async def test_a_libmodbus_slave_on_a_serial_line_and_mbpoll_beside_us(
                 )
                 exact = codec.exact(point.type, theirs, point.word_order, point.scale)
                 assert codec.publish(exact, found[point.name][1]) == found[point.name][0]
+
+
+async def test_a_libmodbus_slave_takes_our_writes_and_mbpoll_sees_them(
+    slave_program, tmp_path, monkeypatch
+):
+    """The only write that there is, judged by an implementation that is not ours."""
+    monkeypatch.setattr(pool, "LINGER_S", 0.01)
+    name = "carlo-gavazzi-em340"
+    declared = ((0, 2),)
+    with libmodbus_tcp(slave_program, tmp_path, name) as port:
+        line = TcpLine("127.0.0.1", port, SystemClock())
+        ask = Ask(1, 16, 0, 2, words=(0x1234, 0xABCD), declared=declared)
+        assert (await line.read(ask)).registers == ()
+        assert (await line.read(Ask(1, 3, 0, 2))).registers == (0x1234, 0xABCD)
+        with pytest.raises(LocalProtocolError):
+            await line.read(dataclasses.replace(ask, address=2))
+        await line.close()
+    with libmodbus_rtu(slave_program, tmp_path, name) as device:
+
+        async def opener() -> Any:
+            return SerialStream(str(device), baudrate=BAUD, parity="N")
+
+        rtu_line = RtuLine(opener, "device", Timing.of(BAUD, "N", 1), SystemClock())
+        assert (await rtu_line.read(dataclasses.replace(ask, unit=7))).registers == ()
+        assert (await rtu_line.read(Ask(7, 3, 0, 2))).registers == (0x1234, 0xABCD)
+        await rtu_line.close()
+        command = [
+            program("mbpoll", "mbpoll"), "-0", "-1", "-q", "-a", 7, "-t", "4:hex", "-r", 0, "-c", 2, "-m", "rtu",
+            "-b", BAUD, "-P", "none", device,
+        ]  # fmt: skip
+        done = subprocess.run(
+            [str(c) for c in command], capture_output=True, text=True, timeout=20, check=True
+        )
+        assert re.findall(r"0x([0-9A-F]{4})", done.stdout) == ["1234", "ABCD"]
 
 
 PYMODBUS_SERVER = """

@@ -56,6 +56,75 @@ def test_any_octets_are_an_answer_an_exception_or_malformed(octets, function, co
     assert octets == answer_pdu(function, list(registers))
 
 
+# --- writes: the request registers of a history, and nothing else
+
+
+DECLARED = ((0x8700, 1), (0x8703, 1), (0x8704, 3), (0x8707, 1))
+
+
+@given(st.integers(-1, 65536), st.lists(st.integers(0, 65535), max_size=125))
+def test_nothing_but_declared_registers_can_be_written(address, words):
+    if (address, len(words)) in DECLARED:
+        return
+    with pytest.raises(LocalProtocolError):
+        pdu.write_request(address, words, DECLARED)
+
+
+@pytest.mark.parametrize("words", [(65536,), (-1,)])
+def test_words_that_are_none_are_not_written(words):
+    with pytest.raises(LocalProtocolError):
+        pdu.write_request(0x8703, words, DECLARED)
+
+
+def test_a_write_is_function_16():
+    # Modbus Application Protocol V1.1b3, section 6.12: two registers, 000A and 0102, from 1
+    assert (
+        pdu.write_request(1, (0x000A, 0x0102), ((1, 2),)).hex(" ")
+        == "10 00 01 00 02 04 00 0a 01 02"
+    )
+    pdu.written(bytes.fromhex("10 00 01 00 02"), 1, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["10 00 01 00 03", "10 00 02 00 02", "03 00 01 00 02", "10 00 01", "10 00 01 00 02 00", ""],
+)
+def test_another_confirmation_is_refused(answer):
+    with pytest.raises(MalformedApdu):
+        pdu.written(bytes.fromhex(answer), 1, 2)
+    asked = mbap.Asked(7, 1, 16, 2, 1)
+    body = b"\1" + bytes.fromhex(answer)
+    frame = struct.pack(">HHH", 7, 0, len(body)) + body
+    assert mbap.judge(frame, asked).why
+
+
+def test_a_refused_write_is_an_exception():
+    with pytest.raises(pdu.ModbusException) as refused:
+        pdu.written(bytes([0x90, 6]), 1, 2)
+    assert refused.value.code == 6
+    assert not mbap.judge(bytes.fromhex("0007 0000 0003 01 90 06"), mbap.Asked(7, 1, 16, 2, 1)).why
+
+
+@given(st.integers(1, 247), st.integers(0, 65000), st.integers(1, 123), st.binary(max_size=30))
+def test_a_confirmation_is_found_in_noise_and_no_other_is(unit, address, count, noise):
+    hunt = rtu.Hunt(unit, 16, count, address)
+    frame = rtu.frame(unit, struct.pack(">BHH", 16, address, count))
+    other = rtu.frame(unit, struct.pack(">BHH", 16, address + 1, count))
+    assert hunt.size == len(frame)
+    if hunt.find(noise) is None:
+        assert hunt.find(noise + other + frame) == frame[1:-2]
+        assert hunt.find(other) is None
+    assert hunt.describe(other) == "another write was confirmed"
+
+
+@given(REGISTERS, st.integers(1, 247), st.binary(max_size=10))
+def test_two_answers_of_one_size_are_seen(registers, unit, between):
+    hunt = rtu.Hunt(unit, 3, len(registers))
+    frame = rtu.frame(unit, answer_pdu(3, registers))
+    assert not hunt.twice(frame)
+    assert hunt.twice(frame + between + frame)
+
+
 def test_six_registers_for_ten_are_refused():
     with pytest.raises(MalformedApdu, match="6 registers"):
         pdu.read_answer(answer_pdu(3, [0] * 6), 3, 10)

@@ -20,6 +20,14 @@ from edge_core.protocols.modbus.rtu import frame
             "modbus-tcp", "receive", b"\x00\x07\x00\x00\x00\x03\x01\x84\x02",
             "transaction 7, unit 1: exception 2, illegal data address",
         ),
+        (
+            "modbus-rtu", "send", frame(1, bytes.fromhex("10 87 04 00 03 06 19 0c 01 00 00 00")),
+            "unit 1: ask the history: 190c 0100 0000 to 3 registers from 34564",
+        ),
+        (
+            "modbus-rtu", "receive", frame(1, bytes.fromhex("10 87 04 00 03")),
+            "unit 1: 3 registers from 34564 written",
+        ),
         ("modbus-tcp", "receive", b"\x00\x07", "2 octets, no whole header"),
     ],
 )  # fmt: skip
