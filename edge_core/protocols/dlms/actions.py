@@ -17,7 +17,9 @@ from edge_core.protocols.dlms.parts import (
     INVOKE,
     U32,
     Block,
+    BlockMessage,
     GetResult,
+    NumberMessage,
     at_end,
     read_block,
     read_get_result,
@@ -40,16 +42,11 @@ class ActionRequest(msgspec.Struct, frozen=True):
         return bytes((0xC3, 1, self.invoke)) + self.method.to_bytes() + tail
 
 
-class ActionRequestNextBlock(msgspec.Struct, frozen=True):
-    """action-request-next-pblock: `block` is the number just received."""
+class ActionRequestNextBlock(NumberMessage, frozen=True):
+    """action-request-next-pblock: `number` is that of the block just received."""
 
     NAME: ClassVar[str] = "action-request-next-pblock"
-    block: int
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC3, 2, self.invoke)) + U32.pack(self.block)
+    HEAD: ClassVar[bytes] = b"\xc3\x02"
 
 
 class ActionRequestList(msgspec.Struct, frozen=True):
@@ -95,16 +92,11 @@ class ActionRequestListFirstBlock(msgspec.Struct, frozen=True):
         return bytes((0xC3, 5, self.invoke)) + _write_methods(self.methods) + self.block.to_bytes()
 
 
-class ActionRequestBlock(msgspec.Struct, frozen=True):
+class ActionRequestBlock(BlockMessage, frozen=True):
     """action-request-with-pblock."""
 
     NAME: ClassVar[str] = "action-request-with-pblock"
-    block: Block
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC3, 6, self.invoke)) + self.block.to_bytes()
+    HEAD: ClassVar[bytes] = b"\xc3\x06"
 
 
 def _write_methods(methods: tuple[Method, ...]) -> bytes:
@@ -134,16 +126,11 @@ class ActionResponse(msgspec.Struct, frozen=True):
         return bytes((0xC7, 1, self.invoke)) + _write_action_result(self.result, self.returned)
 
 
-class ActionResponseBlock(msgspec.Struct, frozen=True):
+class ActionResponseBlock(BlockMessage, frozen=True):
     """action-response-with-pblock."""
 
     NAME: ClassVar[str] = "action-response-with-pblock"
-    block: Block
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC7, 2, self.invoke)) + self.block.to_bytes()
+    HEAD: ClassVar[bytes] = b"\xc7\x02"
 
 
 class ActionResponseList(msgspec.Struct, frozen=True):
@@ -162,16 +149,11 @@ class ActionResponseList(msgspec.Struct, frozen=True):
         )
 
 
-class ActionResponseNextBlock(msgspec.Struct, frozen=True):
+class ActionResponseNextBlock(NumberMessage, frozen=True):
     """action-response-next-pblock: block `number` has arrived, more are due."""
 
     NAME: ClassVar[str] = "action-response-next-pblock"
-    number: int
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC7, 4, self.invoke)) + U32.pack(self.number)
+    HEAD: ClassVar[bytes] = b"\xc7\x04"
 
 
 def _write_action_result(result: int, returned: GetResult | None) -> bytes:

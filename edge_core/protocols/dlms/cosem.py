@@ -24,34 +24,25 @@ BY_RANGE: Final = 1
 BY_ENTRY: Final = 2
 
 
-class Attribute(msgspec.Struct, frozen=True):
+class _Descriptor(msgspec.Struct, frozen=True):
+    class_id: int
+    obis: Obis
+    index: int
+
+    def to_bytes(self) -> bytes:
+        """class-id, logical name, index: 9 octets."""
+        return _descriptor(self.class_id, self.obis, self.index)
+
+    def __str__(self) -> str:
+        return f"{self.obis}:{self.index}"
+
+
+class Attribute(_Descriptor, frozen=True):
     """An attribute of a COSEM object; index 0 = all of them."""
 
-    class_id: int
-    obis: Obis
-    index: int
 
-    def to_bytes(self) -> bytes:
-        """class-id, logical name, index: 9 octets."""
-        return _descriptor(self.class_id, self.obis, self.index)
-
-    def __str__(self) -> str:
-        return f"{self.obis}:{self.index}"
-
-
-class Method(msgspec.Struct, frozen=True):
+class Method(_Descriptor, frozen=True):
     """A method of a COSEM object."""
-
-    class_id: int
-    obis: Obis
-    index: int
-
-    def to_bytes(self) -> bytes:
-        """class-id, logical name, index: 9 octets."""
-        return _descriptor(self.class_id, self.obis, self.index)
-
-    def __str__(self) -> str:
-        return f"{self.obis}:{self.index}"
 
 
 @lru_cache(maxsize=1024)

@@ -199,7 +199,7 @@ def details_of(
         case services.ActionRequest() | services.ActionRequestFirstBlock():
             out["method"] = _thing(message.method.class_id, str(message.method))
         case services.GetRequestNext() | services.ActionRequestNextBlock():
-            out["block"] = message.block
+            out["block"] = message.number
         case services.GetResponse() | services.SetResponse():
             out["result"] = message.words
         case services.GetResponseBlock():

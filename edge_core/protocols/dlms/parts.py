@@ -8,7 +8,7 @@ Source: DLMS UA Green Book ed. 9, clause 9.5.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -38,6 +38,30 @@ class Block(msgspec.Struct, frozen=True):
     def to_bytes(self) -> bytes:
         """last-block, block-number, raw-data."""
         return (b"\x01" if self.last else b"\x00") + U32.pack(self.number) + sized(self.data)
+
+
+class NumberMessage(msgspec.Struct, frozen=True):
+    """A message about the block of that number: the next one is asked for, or this one has arrived."""
+
+    HEAD: ClassVar[bytes]
+    number: int
+    invoke: int = INVOKE
+
+    def to_bytes(self) -> bytes:
+        """The APDU."""
+        return b"%b%c%b" % (self.HEAD, self.invoke, U32.pack(self.number))
+
+
+class BlockMessage(msgspec.Struct, frozen=True):
+    """A message that is one block."""
+
+    HEAD: ClassVar[bytes]
+    block: Block
+    invoke: int = INVOKE
+
+    def to_bytes(self) -> bytes:
+        """The APDU."""
+        return b"%b%c%b" % (self.HEAD, self.invoke, self.block.to_bytes())
 
 
 def sized(octets: bytes) -> bytes:

@@ -45,7 +45,9 @@ from edge_core.protocols.dlms.parts import (
     INVOKE,
     U32,
     Block,
+    BlockMessage,
     GetResult,
+    NumberMessage,
     at_end,
     read_block,
     read_get_result,
@@ -134,16 +136,11 @@ class GetRequest(msgspec.Struct, frozen=True):
         )
 
 
-class GetRequestNext(msgspec.Struct, frozen=True):
-    """get-request-next: `block` is the number just received."""
+class GetRequestNext(NumberMessage, frozen=True):
+    """get-request-next: `number` is that of the block just received."""
 
     NAME: ClassVar[str] = "get-request-next"
-    block: int
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC0, 2, self.invoke)) + U32.pack(self.block)
+    HEAD: ClassVar[bytes] = b"\xc0\x02"
 
 
 class GetRequestList(msgspec.Struct, frozen=True):
@@ -263,16 +260,11 @@ class SetRequestFirstBlock(msgspec.Struct, frozen=True):
         )
 
 
-class SetRequestBlock(msgspec.Struct, frozen=True):
+class SetRequestBlock(BlockMessage, frozen=True):
     """set-request-with-datablock."""
 
     NAME: ClassVar[str] = "set-request-with-datablock"
-    block: Block
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC1, 3, self.invoke)) + self.block.to_bytes()
+    HEAD: ClassVar[bytes] = b"\xc1\x03"
 
 
 class SetRequestList(msgspec.Struct, frozen=True):
@@ -326,16 +318,11 @@ class SetResponse(msgspec.Struct, frozen=True):
         return bytes((0xC5, 1, self.invoke, self.result))
 
 
-class SetResponseBlock(msgspec.Struct, frozen=True):
+class SetResponseBlock(NumberMessage, frozen=True):
     """set-response-datablock: block `number` has arrived, more are due."""
 
     NAME: ClassVar[str] = "set-response-datablock"
-    number: int
-    invoke: int = INVOKE
-
-    def to_bytes(self) -> bytes:
-        """The APDU."""
-        return bytes((0xC5, 2, self.invoke)) + U32.pack(self.number)
+    HEAD: ClassVar[bytes] = b"\xc5\x02"
 
 
 class SetResponseLastBlock(msgspec.Struct, frozen=True):
