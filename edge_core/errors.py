@@ -27,6 +27,7 @@ OpenDCUError
     PublishRefused            set this message aside, the rest flows
   ControlError                the control socket of a running gateway answers nonsense or not in time
     GatewayAbsent             nobody listens: take the lock and do it oneself
+    NotHere                   ask the other processes of the gateway
 """
 
 from __future__ import annotations
@@ -188,3 +189,7 @@ class ControlError(OpenDCUError):
 
 class GatewayAbsent(ControlError):
     """No gateway listens on the control socket."""
+
+
+class NotHere(ControlError):
+    """The meter is polled by another process of the gateway, or by none that runs."""

@@ -235,19 +235,23 @@ def _gateway(bundle: Bundle, config: Config) -> None:
     from edge_core.journal.datadir import DataDirectory
     from edge_core.transports.control import ask
 
-    control = DataDirectory(config.data_dir).control
-    try:
-        ask(control, {"do": "ping"})
-    except GatewayAbsent:
+    heard = 0
+    for control in DataDirectory(config.data_dir).controls():
+        folder = control.stem.replace("control", "gateway")
+        try:
+            ask(control, {"do": "ping"})
+        except GatewayAbsent:
+            continue
+        except OpenDCUError as error:
+            bundle.missing[f"{folder}/"] = str(error)
+        else:
+            for what in ASKED:
+                bundle.add(f"{folder}/{what}.json", ask, control, {"do": what}, 30.0)
+        heard += 1
+    if not heard:
         bundle.missing["gateway/"] = "no gateway runs on this data directory"
         bundle.add("journal-status.json", statuses, config)
         bundle.add("gaps.json", ledger_of, config, ())
-        return
-    except OpenDCUError as error:
-        bundle.missing["gateway/"] = str(error)
-        return
-    for what in ASKED:
-        bundle.add(f"gateway/{what}.json", ask, control, {"do": what}, 30.0)
 
 
 def _secrets(config: Config | None) -> list[Secret]:

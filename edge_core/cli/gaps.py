@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from edge_core.cli.main import config_option, json_option
-from edge_core.errors import GatewayAbsent
+from edge_core.errors import GatewayAbsent, NotHere
 from edge_core.health.words import columns
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def gaps(
     A row is missing when its time is due and the ledger does not hold it. Causes: line-silent, association-refused,
     key-rejected, counter-refused, meter-clock, no-such-row, meter-power-off, overwritten, gateway-off, gateway-clock,
     journal-full, link, cloud-refused. A gap that is not named yet is gone back for while the meter holds its rows.
-    Asks the running gateway; without one it opens the journal itself.
+    Asks the running gateway; without one it reads the journal's files itself.
     """
     from edge_core.config.load import load
     from edge_core.config.tables import did_you_mean
@@ -62,30 +62,45 @@ def gaps(
 def ledger_of(config: Config, meters: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
     """The ledger entries by meter, from the running gateway or from the journal's files."""
     from edge_core.journal.datadir import DataDirectory
-    from edge_core.transports.control import ask
+    from edge_core.transports.controls import ask_all
 
     directory = DataDirectory(config.data_dir)
     names = meters or tuple(config.meters)
     requests = [{"do": "gaps", "meter": meter} for meter in meters] or [{"do": "gaps"}]
-    try:
-        answers = [ask(directory.control, request, GAPS_S) for request in requests]
-    except GatewayAbsent:
-        return _from_files(config, names)
-    return {name: entries for answer in answers for name, entries in answer.items()}
+    ledger: dict[str, list[dict[str, Any]]] = {}
+    for request in requests:
+        try:
+            for answer in ask_all(directory.controls(), request, GAPS_S):
+                ledger |= answer
+        except (GatewayAbsent, NotHere):
+            continue
+    missing = tuple(name for name in names if name not in ledger)
+    if missing or not ledger:
+        ledger |= _from_files(config, missing)
+    return ledger
 
 
 def _from_files(config: Config, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+    """The ledger of meters that no running process polls; files are only read."""
     import dataclasses
+    from contextlib import closing
 
-    from edge_core.cli.journal import opened
+    from edge_core.cli.journal import files
+    from edge_core.journal.elsewhere import Elsewhere
 
+    found: dict[tuple[str, str, str], Any] = {}
+    for path in files(config):
+        with closing(Elsewhere(path)) as journal:
+            for meter, device, profile, entry in journal.entries(names):
+                known = found.get((meter, device, profile))
+                if known is None or entry.captured > known.captured:  # the later of two files
+                    found[meter, device, profile] = entry
     ledger: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for journal in opened(config):
-        for name in names:
-            ledger[name] += [
-                dataclasses.asdict(entry) | {"missing": sum(hole.rows for hole in entry.holes)}
-                for entry in journal.ledger(name)
-            ]
+    for (meter, device, profile), entry in found.items():
+        view = entry.view(meter, device, profile)
+        ledger[meter].append(
+            dataclasses.asdict(view) | {"missing": sum(hole.rows for hole in view.holes)}
+        )
     return ledger
 
 

@@ -7,6 +7,8 @@ read: beside a running gateway as well as on a box brought home, and whatever th
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +20,6 @@ from edge_core.health.words import columns, lasting, octets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from edge_core.config.schema import Config
     from edge_core.journal import Journal
@@ -43,13 +44,18 @@ def journal() -> None:
 def status(*, config_file: str, as_json: bool) -> int:
     """How much waits, how much room is left, and the epoch."""
     from edge_core.journal.datadir import DataDirectory
-    from edge_core.transports.control import ask
+    from edge_core.transports.controls import ask_all
 
     config = _load(config_file)
     try:
-        answers = [ask(DataDirectory(config.data_dir).control, {"do": "journal-status"}, STATUS_S)]
+        sockets = DataDirectory(config.data_dir).controls()
+        answers = ask_all(sockets, {"do": "journal-status"}, STATUS_S)
     except GatewayAbsent:
         answers = statuses(config)
+    else:
+        told = {Path(answer["path"]).name for answer in answers}
+        with suppress(DataDirectoryBusy):  # of a process that does not answer
+            answers += statuses(config, [path for path in files(config) if path.name not in told])
     if as_json:
         click.echo(json.dumps(answers[0] if len(answers) == 1 else answers, ensure_ascii=False))
         return 0
@@ -59,9 +65,9 @@ def status(*, config_file: str, as_json: bool) -> int:
     return 0
 
 
-def statuses(config: Config) -> list[dict[str, Any]]:
+def statuses(config: Config, paths: list[Path] | None = None) -> list[dict[str, Any]]:
     """The status of each journal file, opened by ourselves."""
-    return [msgspec.to_builtins(each.status(), enc_hook=str) for each in opened(config)]
+    return [msgspec.to_builtins(each.status(), enc_hook=str) for each in opened(config, paths)]
 
 
 def described(status: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import msgspec
 
 from edge_core.cli.main import config_option, json_option
 from edge_core.domain import Flag
-from edge_core.errors import GatewayAbsent
+from edge_core.errors import GatewayAbsent, NotHere
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def read(
         "second_opinion": second_opinion,
     }
     directory = DataDirectory(config.data_dir)
-    document = _by_gateway(directory.control, found.id, request)
+    document = _by_gateway(directory.controls(), found.id, request)
     if document is None:
         document = asyncio.run(_by_ourselves(config, found, request, clock))
     for line in document.pop("trace", ()):
@@ -124,17 +124,17 @@ def instant(text: str | None, zone: ZoneInfo, clock: Clock, *, end: bool) -> int
     return int(at.timestamp())
 
 
-def _by_gateway(socket: Path, meter: str, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Ask the gateway that runs on this data directory; None when there is none."""
-    from edge_core.transports.control import ask
+def _by_gateway(sockets: list[Path], meter: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask the process that polls the meter on this data directory; None when none does."""
+    from edge_core.transports.controls import ask_owner
 
     try:
-        answer: dict[str, Any] = ask(
-            socket,
+        answer: dict[str, Any] = ask_owner(
+            sockets,
             {"do": "read", "meter": meter, **request},
             READ_S,
         )
-    except GatewayAbsent:
+    except (GatewayAbsent, NotHere):
         return None
     return answer
 

@@ -25,11 +25,11 @@ def tap(*, config_file: str, meters: tuple[str, ...], only_alarms: bool, count: 
     """
     from edge_core.config.load import load
     from edge_core.journal.datadir import DataDirectory
-    from edge_core.transports.control import stream
+    from edge_core.transports.controls import stream_all
 
     config = load(config_file, strict=False)
     shown = 0
-    for document in stream(DataDirectory(config.data_dir).control, {"do": "tap"}, 0):
+    for _, document in stream_all(DataDirectory(config.data_dir).controls(), {"do": "tap"}, 0):
         if wanted(document, meters, only_alarms=only_alarms):
             click.echo(json.dumps(document, ensure_ascii=False))
             shown += 1

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_core.cli.main import config_option, json_option
+from edge_core.health.merging import merged_overview
 from edge_core.health.words import columns, lasting, octets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ORDER = ("silent", "reading", "not yet read", "ok", "parked")
 HOME, CLEAR_BELOW, ALTERNATE, NORMAL = (
@@ -36,16 +41,23 @@ def top(*, config_file: str, every_s: float, once: bool, as_json: bool) -> None:
     """
     from edge_core.config.load import load
     from edge_core.journal.datadir import DataDirectory
-    from edge_core.transports.control import stream
+    from edge_core.transports.controls import ask_all
 
     config = load(config_file, strict=False)
-    frames = stream(
-        DataDirectory(config.data_dir).control, {"do": "top", "every_s": every_s}, 10 + every_s
-    )
+    sockets = DataDirectory(config.data_dir).controls
+
+    def frames() -> Iterator[dict[str, Any]]:
+        """What all processes say together, again and again."""
+        while True:
+            overviews = ask_all(sockets(), {"do": "overview"})
+            rows = [row for rows in ask_all(sockets(), {"do": "meters"}) for row in rows]
+            yield {"overview": merged_overview(overviews), "meters": rows}
+            time.sleep(min(60.0, max(0.2, every_s)))
+
     full_screen = sys.stdout.isatty() and not once and not as_json
     entered = False
     try:
-        for frame in frames:
+        for frame in frames():
             if as_json:
                 click.echo(json.dumps(frame, ensure_ascii=False))
             elif full_screen:

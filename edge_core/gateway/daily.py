@@ -1,7 +1,8 @@
 """The daily completeness message: at 05:00 for the day before, and again after 24 and 72 hours.
 
-Figures are counted from the ledger in a thread; what is due but was missed while the box was off is caught up at the
-start. Nothing is counted while our clock is invalid.
+Figures are counted from the ledger in a thread, in each process for the meters that it polls, and summed by the one with
+the uplink, which waits PATIENCE_S for a process that is away. What is due but was missed while the box was off is caught
+up at the start. Nothing is counted while our clock is invalid.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edge_core.acquisition.completeness import (
 )
 from edge_core.acquisition.profiles import kinds_of, profile_of
 from edge_core.domain import as_list
+from edge_core.health.merging import merged_figures
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -31,11 +33,14 @@ if TYPE_CHECKING:
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
     from edge_core.domain import Obis
+    from edge_core.gateway.peers import Peers
     from edge_core.journal import Journal
     from edge_core.journal.datadir import Memories
 
 log = logging.getLogger(__name__)
 LOOK_S = 20.0
+PATIENCE_S = 3_600.0
+COUNT_S = 120.0
 MAX_SEGMENTS = 20_000
 COUNTED_KINDS = ("interval", "midnight")
 
@@ -44,8 +49,20 @@ class Daily:
     """Counts and publishes."""
 
     def __init__(
-        self, config: Config, poller: Poller, journal: Journal, memories: Memories, clock: Clock
+        self,
+        config: Config,
+        poller: Poller,
+        journal: Journal,
+        memories: Memories,
+        clock: Clock,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers
+        roles = set(config.gateway.roles) | {s.model.about.protocol for s in poller.meters.values()}
+        self._expected = sum(
+            config.models[meter.model].about.protocol in roles for meter in config.meters.values()
+        )
+        self._late_since: float | None = None
         self._poller, self._journal, self._memories, self._clock = poller, journal, memories, clock
         self._zone = ZoneInfo(config.gateway.timezone)
 
@@ -53,7 +70,7 @@ class Daily:
         """Publish what becomes due, for ever."""
         memory = self._memories.of("")
         while True:
-            if self._clock.synchronised() and self._poller.meters:
+            if self._clock.synchronised() and self._expected:
                 if memory.get("began") is None:
                     memory.put("began", int(self._clock.now()))
                 for day, stage in due_stages(
@@ -62,7 +79,9 @@ class Daily:
                     memory.get("completeness") or {},
                     memory.get("began"),
                 ):
-                    body = await asyncio.to_thread(self.count, day)
+                    body = await self.count_all(day)
+                    if body is None:
+                        break  # somebody is away: at the next look
                     await asyncio.wrap_future(
                         self._journal.note("completeness", "", {**body, "stage": stage})
                     )
@@ -71,8 +90,28 @@ class Daily:
                     self._tell(day, stage, body)
             await asyncio.sleep(max(0.2, min(LOOK_S, 300 / self._clock.speed)))
 
+    async def count_all(self, day: dt.date) -> dict[str, Any] | None:
+        """The figures of a civil day over the meters of all processes; None while one of them is away."""
+        own = await asyncio.to_thread(self.count, day)
+        documents = [own]
+        if self._peers is not None:
+            request = {"do": "completeness", "day": day.isoformat()}
+            documents += (await self._peers.ask(request, COUNT_S)).values()
+        counted = sum(document.pop("meters", 0) for document in documents)
+        now = self._clock.monotonic()
+        if counted < self._expected:
+            if self._late_since is None:
+                self._late_since = now
+            if now - self._late_since < PATIENCE_S:
+                return None
+            log.warning("%s: %d of %d meters are counted, the rest are in no process that runs",
+                        day, counted, self._expected)  # fmt: skip
+        else:
+            self._late_since = None
+        return merged_figures(documents)
+
     def count(self, day: dt.date) -> dict[str, Any]:
-        """The figures of a civil day over all meters, without the stage. Takes a while: for a thread of its own."""
+        """The figures of a civil day over the meters polled here, without the stage. Takes a while: for a thread of its own."""
         now = self._clock.now()
         total: dict[Obis, Figures] = {}
         for state in list(self._poller.meters.values()):
@@ -84,6 +123,7 @@ class Daily:
                 total[profile].undelivered = rows
         return {
             "day": day.isoformat(),
+            "meters": len(self._poller.meters),
             "profiles": [total[profile].document(profile) for profile in sorted(total)],
         }
 

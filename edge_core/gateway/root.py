@@ -28,6 +28,7 @@ from edge_core.gateway import split, wires
 from edge_core.gateway.commands import Desk, Runner
 from edge_core.gateway.daily import Daily
 from edge_core.gateway.inbox import Inbox
+from edge_core.gateway.peers import Peers
 from edge_core.gateway.tending import tend
 from edge_core.gateway.views import Views
 from edge_core.health import events
@@ -147,7 +148,8 @@ class Gateway:
         self.on_lite: Callable[[], bool] = (
             bool  # does a nucleus lite run us? It may show only later
         )
-        self.daily = Daily(config, self.poller, self.journal, self.memories, clock)
+        self.peers = Peers(self.directory, self.directory.control_of(self.name))
+        self.daily = Daily(config, self.poller, self.journal, self.memories, clock, self.peers)
         self.views = Views(self)
         self.running = asyncio.Event()  # every room has begun
         self._stopping = asyncio.Event()
@@ -418,7 +420,7 @@ class Gateway:
             now = self.clock.monotonic()
             period = self.health_period_s()
             if self.sender is not None and now >= last + period:
-                self.sender.publish_health(self.views.health())
+                self.sender.publish_health(await self.views.whole_health())
                 last = max(last + period, now - period)  # without drift
             await asyncio.sleep(min(period, HOUSEKEEPING_S))
 

@@ -18,6 +18,7 @@ from edge_core.acquisition import reading
 from edge_core.acquisition.completeness import owed
 from edge_core.acquisition.tracing import Trace
 from edge_core.health import metrics
+from edge_core.health.merging import merged_health
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -107,6 +108,14 @@ class Views:
             **gateway.about(),
         }
 
+    async def whole_health(self) -> dict[str, Any]:
+        """The same of all processes of this gateway together."""
+        others = await self._gateway.peers.ask({"do": "health"})
+        body = merged_health([self.health(), *others.values()])
+        # meters whose process is away are still on the list
+        body["meters"]["total"] = len(self._gateway.config.meters)
+        return body
+
     def _uplink_counts(self) -> dict[str, Any]:
         sender = self._gateway.sender
         return {} if sender is None else dataclasses.asdict(sender.status().counts)
@@ -185,6 +194,7 @@ class Views:
         return {
             "ping": self._ping,
             "overview": self._overview,
+            "health": self._health,
             "meters": self._meters,
             "meter": self._meter,
             "gaps": self._gaps,
@@ -192,7 +202,6 @@ class Views:
             "alarms": self._recent_alarms,
             "journal-status": self._journal_status,
             "metrics": self._metrics,
-            "top": self._top,
             "tap": self._tap,
             "read": self._read,
             "sweep": self._sweep,
@@ -203,10 +212,18 @@ class Views:
         }
 
     async def _ping(self, request: Request) -> Any:  # noqa: ARG002 every handler takes its request
-        return {"gateway": self._gateway.config.gateway.id, "version": self._gateway.version}
+        gateway = self._gateway
+        return {
+            "gateway": gateway.config.gateway.id,
+            "version": gateway.version,
+            "roles": list(gateway.roles),
+        }
 
     async def _overview(self, request: Request) -> Any:  # noqa: ARG002
         return self.overview()
+
+    async def _health(self, request: Request) -> Any:  # noqa: ARG002
+        return self.health()
 
     async def _meters(self, request: Request) -> Any:  # noqa: ARG002
         return self.meters()
@@ -237,12 +254,6 @@ class Views:
 
     async def _metrics(self, request: Request) -> Any:  # noqa: ARG002
         return metrics.REGISTRY.snapshot()
-
-    async def _top(self, request: Request) -> AsyncIterator[Any]:
-        every_s = min(60.0, max(0.2, float(request.get("every_s", 1.0))))
-        while True:
-            yield {"overview": self.overview(), "meters": self.meters()}
-            await asyncio.sleep(every_s)
 
     async def _tap(self, request: Request) -> AsyncIterator[Any]:  # noqa: ARG002
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(TAP_QUEUE)
@@ -310,5 +321,5 @@ class Views:
     def _known(self, request: Request) -> str:
         meter = str(request.get("meter", ""))
         if meter not in self._gateway.poller.meters:
-            raise errors.ControlError(f"no meter {meter!r} is polled by this process")
+            raise errors.NotHere(f"no meter {meter!r} is polled by this process")
         return meter
