@@ -457,6 +457,7 @@ class Poller:
             between=lambda: self._between(state, turn, driver),
             unsampled=self._unsampled,
             pending=state.pending,
+            deltas=state.deltas,
             answered=lambda: state.line.lane.answered(turn, self.clock.monotonic()),
         )
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_core import errors
 from edge_core.acquisition.backfill import Pending
+from edge_core.acquisition.deltas import Deltas
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,6 +89,7 @@ class MeterState:
         held: what was asked for during a visit.
         backlog: the last visit gave way before it had read everything.
         pending: what may have to be gone back for.
+        deltas: its load profile against its registers.
     """
 
     config: Meter
@@ -107,6 +109,7 @@ class MeterState:
     busy: bool = False
     backlog: bool = False
     pending: Pending = field(default_factory=Pending)
+    deltas: Deltas = field(default_factory=Deltas)
     held: list[tuple[int, Any]] = field(default_factory=list)
     device: str = ""
     offset_s: float | None = None

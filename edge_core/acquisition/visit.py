@@ -41,6 +41,7 @@ from edge_core.acquisition.causes import (
     Absence,
     absences,
 )
+from edge_core.acquisition.deltas import Deltas
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.acquisition.profiles import (
     SAMPLE_PERIOD_S,
@@ -137,6 +138,7 @@ class Visit:
     between: Callable[[], Awaitable[bool]] | None = None
     unsampled: Callable[[int], str] = lambda _: GATEWAY_OFF
     pending: Pending = field(default_factory=Pending)
+    deltas: Deltas = field(default_factory=Deltas)
     answered: Callable[[], None] = lambda: None
     result: Visited = field(default_factory=Visited)
 
@@ -271,6 +273,26 @@ class Visit:
                 self.meter.id,
                 *found,
             )
+
+    def _compare_energies(self, block: Block) -> None:
+        """The load profile against the registers, day by day; an alarm when they begin to differ."""
+        for day in self.deltas.take(block):
+            key = f"mismatch.{day.channel}"
+            if day.agrees == (self.memory.get(key) is None):
+                continue
+            self.memory.put(key, None if day.agrees else day.last)
+            if not day.agrees:
+                self._alarm(
+                    "profile-mismatch",
+                    {
+                        "channel": day.channel,
+                        "from": day.first,
+                        "to": day.last,
+                        "rows_wh": day.rows // 1000,
+                        "register_wh": day.register // 1000,
+                    },
+                    f"{day.channel} ",
+                )
 
     def _look_at_events(self, block: Block) -> None:
         """After new firmware or another configuration, which the meter's own log tells, layouts are proven again."""
@@ -614,6 +636,8 @@ class Visit:
             self._note_outages(block)
             self._look_at_events(block)
         sampled = any(bits & Flag.SAMPLED for _, _, bits in block.flags)
+        if not sampled:
+            self._compare_energies(block)
         fleeting = sampled or held_s(self.model, kind) <= SAMPLE_PERIOD_S
         return self.journal.append(
             block,

@@ -46,6 +46,7 @@ ALARM_KINDS: dict[str, AlarmKind] = {
     "foreign-client": AlarmKind("meter", "major"),
     "value-conflict": AlarmKind("meter", "major"),
     "layout-changed": AlarmKind("meter", "major"),
+    "profile-mismatch": AlarmKind("meter", "major"),
     "multiplier-mismatch": AlarmKind("meter", "major"),
     "message-conflict": AlarmKind("gateway", "critical"),
     "disk": AlarmKind("gateway", "critical"),
