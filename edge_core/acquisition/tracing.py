@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from edge_core.errors import ProtocolError
-from edge_core.protocols.dlms import acse, apdu, ciphering
+from edge_core.protocols.dlms import acse, apdu, ciphering, general
 from edge_core.protocols.dlms.services import ActionRequest, ActionResponse, GetRequest
 from edge_core.protocols.dlms.wrapper import WrapperReader
 from edge_core.protocols.hdlc.frame import FrameReader, Kind
@@ -79,10 +79,15 @@ class Trace:
                 return self._acse(octets)
             if ciphering.is_ciphered(octets):
                 sealed = ciphering.peek(octets)
+                key = sealed.key_info.kind
                 return (
-                    f"{sealed.name}, security control {sealed.control:02X}, counter {sealed.counter}, "
+                    f"{sealed.name}, {f'{key} key, ' if key != 'none' else ''}security control {sealed.control:02X}, counter {sealed.counter}, "
                     f"{len(sealed.body)} octets masked"
                 )
+            if octets[:1] == _SIGNED:
+                content = general.peek_signed(octets).content
+                inner = "signed again" if content[:1] == _SIGNED else self._remark(content)
+                return f"general-signing of {inner}"
             message = apdu.decode(octets)
         except ProtocolError as error:
             return f"{len(octets)} octets that are no APDU: {error}"
@@ -105,6 +110,9 @@ class Trace:
         if isinstance(message, acse.Aare):
             return f"AARE {message.words}, title {message.title.hex() or 'none'}"
         return message.NAME.upper()
+
+
+_SIGNED = bytes((general.GENERAL_SIGNING,))
 
 
 def _shown(octets: bytes) -> str:

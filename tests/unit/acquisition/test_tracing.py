@@ -6,7 +6,7 @@ import pytest
 
 from edge_core.acquisition.tracing import Trace
 from edge_core.domain import Secret
-from edge_core.protocols.dlms import acse, axdr, ciphering
+from edge_core.protocols.dlms import acse, axdr, ciphering, curves, general
 from edge_core.protocols.dlms.apdu import ExceptionResponse
 from edge_core.protocols.dlms.codes import ApplicationContext, Mechanism
 from edge_core.protocols.dlms.security import SecurityContext
@@ -49,6 +49,17 @@ def test_protected_octets_are_masked() -> None:
     assert "glo-get-request" in line
     assert "counter 77" in line
     assert sealed[7:].hex() not in line.replace(" ", "")
+
+
+def test_signed_octets_say_what_they_hold() -> None:
+    key = curves.ephemeral_key(1, bytes(40))
+    head = general.header(b"12345678", b"ODCtest1", b"MTR00001")
+    get = b"\xc0\x01\xc1\x00\x08\x00\x00\x01\x00\x00\xff\x02\x00"
+    signed = general.sign(head, get, key)
+    (line,) = lines_of("wrapper", ("send", wrap(48, 1, signed)))
+    assert "general-signing of get-request-normal 0.0.1.0.0.255:2" in line
+    (line,) = lines_of("wrapper", ("send", wrap(48, 1, general.sign(head, signed, key))))
+    assert "signed again" in line
 
 
 @pytest.mark.parametrize("mechanism", [Mechanism.HLS2, Mechanism.HLS3_MD5])

@@ -48,6 +48,32 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     assert GUEK not in repr(held)
 
 
+POINT = "6b" * 64
+
+
+@pytest.mark.parametrize(
+    ("sign", "point"),
+    [
+        ("11" * 32, POINT),
+        ("11" * 32, "04" + POINT),
+        ("22" * 48, "6b" * 96),
+        ("22" * 48, "04" + "6b" * 96),
+        ("11" * 32, "3082" + "00" * 400),
+    ],
+    ids=["p256", "p256-04", "p384", "p384-04", "certificate"],
+)
+def test_keys_of_suites_1_and_2(tmp_path: Path, sign: str, point: str) -> None:
+    text = (
+        f'[GP1]\nsign = "{sign}"\nagree = "{sign}"\n'
+        f'meter_sign = "{point}"\nmeter_agree = "{point}"\n'
+    )
+    held = KeyRing.open(keys_file(tmp_path, text)).get("GP1")
+    assert held.sign == held.agree == Secret(bytes.fromhex(sign))
+    assert held.meter_sign == held.meter_agree == Secret(bytes.fromhex(point))
+    assert len(list(held.secrets())) == 4
+    assert sign[:16] not in repr(held)
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o602])
 def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
     with pytest.raises(ConfigErrors, match=f"mode {mode:04o}.*chmod 600"):
@@ -73,6 +99,10 @@ def test_what_is_no_private_file_is_refused(tmp_path: Path) -> None:
         ('hls = "abc"', "3 hex digits; expected two an octet"),
         (f'hls = "{GAK * 5}"', "at most 64 octets"),
         (f'password = "{GAK * 3}"', "96 octets, a password has at most 64"),
+        (f'sign = "{GUEK}"', "32 hex digits; a private key has 64"),
+        (f'agree = "{GUEK * 5}"', "160 hex digits; a private key has 64"),
+        (f'meter_sign = "{GUEK * 3}"', "96 hex digits; a public key has 128"),
+        (f'meter_agree = "30{GUEK * 400}"', "a certificate of more than 4096 octets"),
         ('guek = ""', "not empty"),
         ("guek = 123456789012345678", "expected a text"),
         (f'geuk = "{GUEK}"', 'did you mean "guek"'),

@@ -96,6 +96,12 @@ def test_a_dlms_model(tmp_path: Path) -> None:
         (DLMS + '[profiles.hourly]\nobis = "1.0.99.1.0.255"\n', "unknown kind of profile"),
         (DLMS + '[profiles.interval]\nobis = "1.0.99.1.255"\n', "is no OBIS code"),
         (DLMS + '[association]\nsecurity = "hls5"\n', "hls5 needs ciphering"),
+        (DLMS + '[association]\nsecurity = "hls7"\n', "need suite 1 or 2"),
+        (DLMS + "[association]\nsigned = true\n", "need suite 1 or 2"),
+        (
+            DLMS + '[association]\nciphering = "general-ciphering"\nkey_info = "one-pass"\n',
+            "need suite 1 or 2",
+        ),
         (DLMS + "[association]\nmax_pdu_size = 4\n", ">= 12"),
         (DLMS + "profiles = 5\n", "unknown key"),
     ],
