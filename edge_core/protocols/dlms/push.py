@@ -13,8 +13,7 @@ schema there is; without one only what a body says itself is taken (see bodies).
 
 Invariants: bit 0 of a bit-string is its first bit (IS 15959 event status word: 85 = last gasp, 86 = first breath), bit
 0 of an integer is its least significant one (alarm registers and descriptors). Nothing here knows keys, meters or time.
-Source: DLMS UA Green Book ed. 9, 9.3.10 (data-notification), Blue Book class_id 40; tests/data/frames/gurux_last_gasp_push,
-idis_alarm_push_*.
+Source: DLMS UA Green Book ed. 9, 9.3.10 (data-notification), Blue Book class_id 40; tests/data/frames/gurux_last_gasp_push.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.protocols.dlms.association import Association
 from edge_core.protocols.dlms.terms import Terms
+from edge_core.transports import tcp
 from simulators.dlms.lines import wrap
 from tests.integration.dlms.conftest import Bench, rows_of, truth_of
 
@@ -87,3 +88,39 @@ def test_a_request_has_the_size_that_the_meter_takes(told: int, room: int) -> No
     association = Association(Terms())
     association.server_max_pdu = told
     assert association._room(5000) == room
+
+
+class Dribble:
+    """A line that gives one octet with each read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = b""
+
+    async def read(self, timeout_s: float) -> bytes:
+        if not self._left:
+            self._left = await self._stream.read(timeout_s)
+        octet, self._left = self._left[:1], self._left[1:]
+        return octet
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@pytest.mark.parametrize("framing", ["wrapper", "hdlc"])
+async def test_a_line_that_dribbles(
+    bench: Make, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = tcp.connect
+
+    async def dribbling(*args: Any, **more: Any) -> Any:
+        return Dribble(await connect(*args, **more))
+
+    monkeypatch.setattr(tcp, "connect", dribbling)
+    b = await bench(framing=framing, pdu=300)
+    b.meter.freeze()
+    driver = b.driver()
+    since = truth_of(b.meter, "interval")[-20][0]
+    blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+    await driver.close()
+    assert rows_of(blocks) == truth_of(b.meter, "interval", since)
