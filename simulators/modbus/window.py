@@ -5,8 +5,8 @@ its civil time. As ABB's manual has it (2CMC48001M0201 revision C, 9.5 and 9.9):
 search, writing 1 to "next" goes on by a block, all bits one are no entry, time registers are all bits one after a restart.
 
 Traps: `busy` (so many writes of the start are refused with exception 6), `not_ready` (so many looks at the block show
-nothing), `missing` (intervals that were not captured), `status` (bits of an entry), `moved_at` (looks at the block after which
-another master has put the window elsewhere).
+nothing), `missing` (intervals that were not captured), `status` (bits of an entry), `moved_at` (looks at the block before
+which another master has put the window elsewhere), `restarted_at` (the same, the meter has restarted).
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class HistoryWindow:
     missing: set[int] = field(default_factory=set)
     status: dict[int, int] = field(default_factory=dict)
     moved_at: set[int] = field(default_factory=set)
+    restarted_at: set[int] = field(default_factory=set)
     writes: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     looks: int = 0
     _channel: int = 1
@@ -135,7 +136,8 @@ class HistoryWindow:
         self.looks += 1
         if self.looks in self.moved_at:
             self._cursor = 0
-            self._start = (NOTHING,) * 3
+        if self.looks in self.restarted_at:
+            self._cursor, self._start = None, (NOTHING,) * 3
         self._hidden = self.not_ready > 0
         self.not_ready -= self._hidden
 

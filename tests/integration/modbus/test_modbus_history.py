@@ -186,6 +186,12 @@ async def test_another_master_that_moves_the_window_is_noticed(abb: Town) -> Non
     assert rows == abb.truth(stored[10:])
 
 
+async def test_a_meter_that_restarts_in_the_middle_is_asked_again(abb: Town) -> None:
+    abb.window.restarted_at = {4, 12}
+    stored = abb.window.stored(15, NOW)
+    assert await abb.rows(since=stored[10]) == abb.truth(stored[10:])
+
+
 async def test_a_window_that_never_stays_ends_the_read(abb: Town) -> None:
     abb.window.moved_at = set(range(2, 400))
     with pytest.raises(MeterRefused, match="does not stay where it was put") as refused:

@@ -9,7 +9,9 @@ channel, so that the line and the meter's neighbours are not kept waiting. Rules
   the answer to that is lost nobody knows whether the window moved. Then, and whenever the entries do not go on behind
   the last one, the window is set anew at the last entry.
 - After each block the channel's registers are read again: another master that moves the window between our requests is
-  seen, the block thrown away. RESTARTS such accidents end the read.
+  seen, the block thrown away. So is a meter that restarted and forgot the start. RESTARTS such accidents end the read.
+- Times that a clock set back repeats are numbered occurrences within a portion; a search by time cannot find the second
+  of two equal times, so that over the seam of two portions only the first is read.
 - Stamps are the meter's civil time. The meter's clock cannot be read everywhere; the newest entry tells what it can: it
   cannot be in our future, and is not older than its interval while the meter records. `q.clock_offset_s` holds what is
   certain of the difference, 0 = the clocks may agree; beyond DOUBT_S ahead the rows are flagged CLOCK_INVALID.
@@ -30,6 +32,7 @@ from zoneinfo import ZoneInfo
 
 from edge_core.acquisition.drivers.modbus.reader import NotKnown
 from edge_core.acquisition.drivers.modbus.window import (
+    NOTHING,
     Channel,
     Entry,
     Rows,
@@ -289,9 +292,18 @@ class Window:
         if await self._show(channel.number) != channel:
             raise _Moved("another channel is shown, or it was set up anew")
         try:
-            return entries_of(self._history, channel.type, words)
+            entries = entries_of(self._history, channel.type, words)
         except ValueError as error:
             raise _Moved(str(error)) from error
+        if len(entries) < self._history.entries and await self._restarted():
+            raise _Moved("the meter restarted, and forgot what was asked for")
+        return entries
+
+    async def _restarted(self) -> bool:
+        """Is the start that was written gone? An empty block is no end then."""
+        span = Span("holding", self._history.start, self._history.start + 3)
+        words = (await self._reader.read({span})).words[span]
+        return words is not None and all(word == NOTHING for word in words)
 
     async def _show(self, number: int) -> Channel | None:
         """What the chosen channel stores."""
