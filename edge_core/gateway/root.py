@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from edge_core import __version__
 from edge_core.acquisition.event_codes import describe
-from edge_core.acquisition.listener import Listener
 from edge_core.acquisition.poller import Poller
 from edge_core.config.keys import KeyRing
 from edge_core.domain import make_alarm
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from concurrent.futures import Future
 
+    from edge_core.acquisition.listener import Listener
     from edge_core.clock import Clock
     from edge_core.config.schema import Config
     from edge_core.domain import Alarm
@@ -98,7 +98,9 @@ class Gateway:
                 split.take_windows(self.counters, self.directory)
                 # another epoch than theirs: a copy, or begun anew; waits, for no counter may be used before
                 self.counters.settle_epoch(self._epoch()).result()
-            self.memories = Memories(self.directory, now=clock.now())
+            self.memories = Memories(
+                self.directory, now=clock.now(), **split.pace_of_memories(self.roles)
+            )
             opening.callback(self.memories.close)
             self._open = opening.pop_all()
         self.poller = Poller(
@@ -110,18 +112,7 @@ class Gateway:
             keys=self.keys,
             clock=clock,
         )
-        self.listener = (
-            Listener(
-                config,
-                journal=self.journal,
-                counters=self.counters,
-                memories=self.memories,
-                keys=self.keys,
-                clock=clock,
-            )
-            if "push" in self.roles and self.counters is not None
-            else None
-        )
+        self.listener = self._make_listener() if "push" in self.roles else None
         self.sender: Sender | None = None
         self.runner = Runner(self.poller, self.journal, clock, self.directory.uplink)
         self.inbox = Inbox(
@@ -250,6 +241,19 @@ class Gateway:
                 task.cancel()
 
     # --- rooms
+
+    def _make_listener(self) -> Listener:
+        from edge_core.acquisition.listener import Listener
+
+        assert self.counters is not None
+        return Listener(
+            self.config,
+            journal=self.journal,
+            counters=self.counters,
+            memories=self.memories,
+            keys=self.keys,
+            clock=self.clock,
+        )
 
     def _make_sender(self, journals: Journals) -> Sender:
         from edge_core.gateway.services import make_services

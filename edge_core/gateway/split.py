@@ -105,6 +105,14 @@ def others_of(directory: DataDirectory, path: Path) -> list[Path]:
     return [p for p in sorted(directory.path.glob("journal*.db")) if p != path]
 
 
+def pace_of_memories(roles: Iterable[str]) -> dict[str, float]:
+    """How soon memories are written, and read again: who hears pushes must know titles that who polls has learned."""
+    mine = set(roles)
+    if "dlms" in mine and "push" not in mine:
+        return {"write_s": 5.0}
+    return {"follow_s": 5.0} if "push" in mine and "dlms" not in mine else {}
+
+
 # The ledger -----------------------------------------------------------------------------------------------------------
 
 

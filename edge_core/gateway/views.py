@@ -40,10 +40,10 @@ class Views:
         self._alarms: deque[Alarm] = deque(maxlen=RECENT_ALARMS)
         self._taps: set[asyncio.Queue[dict[str, Any]]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        (gateway.journals or gateway.journal).on_alarm(self._alarms.append)
         gateway.journal.on_alarm(self._heard)
 
     def _heard(self, alarm: Alarm) -> None:
-        self._alarms.append(alarm)
         if self._loop is not None and self._taps:
             self._loop.call_soon_threadsafe(self._tell, {"alarm": msgspec.to_builtins(alarm)})
 

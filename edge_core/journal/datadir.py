@@ -181,6 +181,9 @@ class Memories:
     Held in RAM as JSON (equal values of many meters are held once) and written by a thread of its own every
     `write_s` seconds while something changed, and at `close`. A damaged file is set aside and begun anew: what it
     held is learned again. Thread-safe. Values over MAX_VALUE_OCTETS are held, not written.
+
+    Several processes may have the file open, each with meters or keys of its own; one that follows (`follow_s`) sees so
+    many seconds later what the others wrote.
     """
 
     MAX_VALUE_OCTETS = 256 << 10
@@ -188,11 +191,17 @@ class Memories:
     """How long another process's lock on the file is waited for."""
 
     def __init__(
-        self, directory: DataDirectory, *, now: float = 0.0, write_s: float = 60.0
+        self,
+        directory: DataDirectory,
+        *,
+        now: float = 0.0,
+        write_s: float = 60.0,
+        follow_s: float | None = None,
     ) -> None:
         self._directory = directory
         self._file = directory.cache / "memory.db"
-        self._write_s = write_s
+        self._write_s, self._follow_s = write_s, follow_s
+        self._seen: tuple[int, int] | None = None
         self._guard = threading.Lock()
         self._changed = threading.Event()
         self._closing = threading.Event()
@@ -302,13 +311,45 @@ class Memories:
 
     def _keep_writing(self) -> None:
         while not self._closing.is_set():
-            self._changed.wait()
+            if not self._changed.wait(self._follow_s):
+                self._follow()
+                continue
             self._closing.wait(self._write_s)
             self._changed.clear()
             self.write()
+            if self._follow_s is not None:
+                self._follow()
+
+    def _follow(self) -> None:
+        """Take over what another process wrote since, but for what waits to be written here."""
+        try:
+            seen = _state(self._file)
+            if seen == self._seen:
+                return
+            with _connect(self._file, self.busy_s) as connection:
+                rows = connection.execute("SELECT meter, key, value FROM memory").fetchall()
+            for _, _, value in rows:
+                msgspec.json.decode(value)
+        except (OSError, sqlite3.Error, msgspec.DecodeError, TypeError) as error:
+            log.info("what other processes remember could not be read", extra={"cause": str(error)})
+            return
+        self._seen = seen
+        with self._guard:
+            for meter, key, value in rows:
+                if (meter, key) not in self._dirty and meter not in self._forgotten:
+                    held = self._held.setdefault(meter, {})
+                    if held.get(key) != value:
+                        held[key] = self._shared.setdefault(value, value)
 
 
 _NOTHING: dict[str, bytes] = {}
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Changes when another process writes the file: of its WAL, or of itself where there is none."""
+    wal = file.with_name(file.name + "-wal")
+    found = (wal if wal.exists() else file).stat()
+    return found.st_mtime_ns, found.st_size
 
 
 class MeterMemory:
