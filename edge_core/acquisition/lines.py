@@ -168,7 +168,9 @@ class Lane(Generic[W]):
                 break
             if len(self._lingering) - len(off) >= self.slots:
                 oldest = next((t for t in self._lingering if not t.put_off), None)
-                if oldest is None or now < oldest.began + max(PUT_OFF_MIN_S, PUT_OFF_FACTOR * self.usual_s):
+                if oldest is None or now < oldest.began + max(
+                    PUT_OFF_MIN_S, PUT_OFF_FACTOR * self.usual_s
+                ):
                     break
                 oldest.put_off = True
                 off.append(oldest)

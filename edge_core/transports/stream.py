@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 MAX_PENDING: Final = 1 << 18
 """Octets that may wait unread."""
+CLOSING_TURNS: Final = 2
+"""Turns of the loop after which a peer in this process has heard of the end, too."""
+TIMER_S: Final = 0.002
+"""How much earlier than asked a loop may call: uvloop counts milliseconds."""
 
 
 class Stream(Protocol):
@@ -51,12 +55,17 @@ class AsyncioStream(asyncio.Protocol):
         self._ended: OSError | None = None
         self._closed: asyncio.Future[None] | None = None
         self._paused = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # one timer for all waits: it is set again when it fires early, not at every answer
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = self._deadline = self._timeout_s = 0.0
 
     # --- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._closed = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._closed = self._loop.create_future()
 
     def data_received(self, data: bytes) -> None:
         if self._tracer is not None:
@@ -104,9 +113,19 @@ class AsyncioStream(asyncio.Protocol):
 
     async def close(self) -> None:
         transport = self._transport
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if transport is None:
             return
-        transport.abort() if self._pending or self._ended else transport.close()
+        if self._pending or self._ended or not transport.get_write_buffer_size():
+            transport.abort() if self._pending or self._ended else transport.close()
+            if self._closed is not None:
+                await self._closed  # in the next turn of the loop: nothing is left to be sent
+            for _ in range(CLOSING_TURNS):
+                await asyncio.sleep(0)
+            return
+        transport.close()
         if self._closed is not None and not self._closed.done():
             # what a peer that takes nothing leaves in the send buffer must not keep us here
             done, _ = await asyncio.wait((self._closed,), timeout=1.0)
@@ -114,19 +133,33 @@ class AsyncioStream(asyncio.Protocol):
                 transport.abort()
 
     async def _wait(self, timeout_s: float) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        assert loop is not None
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(timeout_s, self._expire, waiter, timeout_s)
+        self._timeout_s = timeout_s
+        self._deadline = loop.time() + timeout_s
+        if self._timer is None or self._fires_at > self._deadline:
+            self._set_timer(loop)
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
 
-    @staticmethod
-    def _expire(waiter: asyncio.Future[None], timeout_s: float) -> None:
-        if not waiter.done():
-            waiter.set_exception(TimeoutError(f"no answer within {timeout_s:g} s"))
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires_at = self._deadline
+        self._timer = loop.call_later(max(0.0, self._deadline - loop.time()), self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return  # the next wait sets it
+        if loop.time() < self._deadline - TIMER_S:
+            self._set_timer(loop)
+        else:
+            waiter.set_exception(TimeoutError(f"no answer within {self._timeout_s:g} s"))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

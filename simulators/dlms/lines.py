@@ -201,10 +201,11 @@ class Lines:
         """Stop listening and drop every connection."""
         for server in self._servers:
             server.close()
-        for line in list(self._live):
+        live = list(self._live)
+        for line in live:
             line.abort()
         for transport in self._datagrams:
             transport.close()
-        if self._datagrams:
+        if live or self._datagrams:
             await asyncio.sleep(0)  # the loop closes the sockets in its next turn
         self._servers.clear()

@@ -7,6 +7,7 @@ every wait. Capture objects, scalers and what else was learned about a meter out
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -168,10 +169,11 @@ def open_driver(
         tracer: sees every frame.
         site: title and civil time of the gateway.
     """
-    module = importlib.import_module(DRIVERS[model.about.protocol])
-    return cast(
-        "Driver",
-        module.Driver(
-            meter, line, model, keys, counters, memory, clock, tracer, site=site or Site()
-        ),
-    )
+    kind = _kind(model.about.protocol)
+    return kind(meter, line, model, keys, counters, memory, clock, tracer, site=site or Site())
+
+
+@functools.lru_cache
+def _kind(protocol: str) -> Callable[..., Driver]:
+    """The class of a driver; its module is imported on first use."""
+    return cast("Callable[..., Driver]", importlib.import_module(DRIVERS[protocol]).Driver)
