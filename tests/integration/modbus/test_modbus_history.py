@@ -186,6 +186,15 @@ async def test_another_master_that_moves_the_window_is_noticed(abb: Town) -> Non
     assert rows == abb.truth(stored[10:])
 
 
+async def test_a_window_that_was_moved_at_once_is_set_anew_and_not_read_from_there(
+    abb: Town,
+) -> None:
+    abb.window.moved_at = {1}
+    stored = abb.window.stored(15, NOW)
+    assert await abb.rows(since=stored[-4]) == abb.truth(stored[-4:])
+    assert abb.window.looks == 3  # the strange block, and one of each channel
+
+
 async def test_a_meter_that_restarts_in_the_middle_is_asked_again(abb: Town) -> None:
     abb.window.restarted_at = {4, 12}
     stored = abb.window.stored(15, NOW)
