@@ -3,12 +3,14 @@
 Frame: total length u32, headers' length u32, CRC32 of these, headers, payload, CRC32 of everything before; big endian.
 Header: length of the name u8, name, type u8 (4 = int32, 7 = string with a u16 length), value.
 Observed behaviours as switches: classic or lite; a token that is refused; frames above 10,000 octets that close the
-connection; ten packets or 15,000 octets unacknowledged; subscriptions lost in silence; hung operations.
+connection; ten packets or 15,000 octets unacknowledged; subscriptions lost in silence; hung operations; a link that is
+away: classic spools in memory (2,621,440 octets, then an error), sends it later or drops it without a word, and gets
+what came down meanwhile; lite swallows ten packets, loses them at the reconnect, and what came down meanwhile with them.
 
-    python fake_nucleus.py SOCKET classic|lite [BROKER_PORT]
+    python fake_nucleus.py SOCKET classic|lite [BROKER]
 
-One JSON order a line on standard input, one answer a line on standard output. With a port, publishes go to that MQTT
-broker, and what it has for a subscription comes down.
+One JSON order a line on standard input, one answer a line on standard output. With a broker, publishes go to it, and
+what it has for a subscription comes down. BROKER is a port of 127.0.0.1, or JSON: host, port, ca, cert, key, client_id.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 MESSAGE, ERROR, PING, PING_REPLY, CONNECT, CONNECT_ACK = range(6)
 ACCEPTED, TERMINATE = 1, 2
 MOST_FRAME, MOST_PACKETS, MOST_OCTETS, MOST_INBOUND = 10_000, 10, 15_000, 4_980
+MOST_SPOOLED = 2_621_440  # payloads only, as classic counts
 ONLY_CLASSIC = {"SubscribeToComponentUpdates", "DeferComponentUpdate", "GetSecretValue"}
 
 
@@ -72,7 +75,7 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 class Nucleus:
-    def __init__(self, kind: str, broker: int = 0) -> None:
+    def __init__(self, kind: str, broker: Any = 0) -> None:
         self.kind = kind
         self.token_valid = self.name_valid = True
         self.connections: dict[asyncio.StreamWriter, str] = {}
@@ -86,7 +89,9 @@ class Nucleus:
         self.failures: dict[str, list[Any]] = {}
         self.hung: set[str] = set()
         self.broker_answers = True
-        self.unacked: deque[int] = deque()  # swallowed while the broker does not answer
+        self.unacked: deque[int] = deque()  # lite: swallowed while the broker does not answer
+        self.spool: deque[tuple[str, bytes]] = deque()  # classic: kept meanwhile, in memory
+        self.waiting_down: deque[tuple[str, bytes]] = deque()
         self.in_flight: dict[int, int] = {}  # octets by packet id, until the broker's PUBACK
         self.thawed = asyncio.Event()
         self.thawed.set()
@@ -94,12 +99,16 @@ class Nucleus:
 
     # --- the broker behind it
 
-    def _bridge(self, port: int) -> Any:
+    def _bridge(self, broker: Any) -> Any:
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
 
+        where = broker if isinstance(broker, dict) else {"port": broker}
         loop = asyncio.get_running_loop()
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="nucleus", protocol=mqtt.MQTTv5)
+        name = where.get("client_id", "nucleus")
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
+        if "ca" in where:
+            client.tls_set(where["ca"], where["cert"], where["key"])
         client.on_message = lambda c, u, m: loop.call_soon_threadsafe(
             self.deliver, m.topic, bytes(m.payload)
         )
@@ -110,12 +119,16 @@ class Nucleus:
         client.on_connect = lambda c, *_: [
             c.subscribe(f, qos=1) for _, f in list(self.streams.values()) if f
         ]
-        client.connect("127.0.0.1", port)
+        client.connect(where.get("host", "127.0.0.1"), where["port"])
         client.loop_start()
         return client
 
     def deliver(self, topic: str, payload: bytes) -> None:
         if self.kind == "lite" and len(payload) > MOST_INBOUND:
+            return
+        if not self.broker_answers:
+            if self.kind == "classic":  # its session lasts as long as its run
+                self.waiting_down.append((topic, payload))
             return
         message = {"topicName": topic, "payload": base64.b64encode(payload).decode()}
         self.tell("SubscribeToIoTCore", "IoTCoreMessage", {"message": message}, topic)
@@ -219,10 +232,19 @@ class Nucleus:
         if self.kind == "lite" and not self.broker_answers:
             self.unacked.append(len(payload))
             return {}  # into the void
-        self.published.append((body["topicName"], base64.b64encode(payload).decode()))
-        if self.mqtt is not None:
-            self.in_flight[self.mqtt.publish(body["topicName"], payload, qos=1).mid] = len(payload)
+        if not self.broker_answers:
+            if sum(len(p) for _, p in self.spool) + len(payload) > MOST_SPOOLED:
+                self.counts["spool full"] += 1
+                return None
+            self.spool.append((body["topicName"], payload))
+            return {}
+        self.send(body["topicName"], payload)
         return {}
+
+    def send(self, topic: str, payload: bytes) -> None:
+        self.published.append((topic, base64.b64encode(payload).decode()))
+        if self.mqtt is not None:
+            self.in_flight[self.mqtt.publish(topic, payload, qos=1).mid] = len(payload)
 
     def on_SubscribeToIoTCore(self, writer: Any, stream: int, body: dict[str, Any]) -> Any:
         self.streams[writer, stream] = ("SubscribeToIoTCore", body["topicName"])
@@ -289,7 +311,14 @@ class Nucleus:
                 self.streams = {}
             case "broker":
                 self.broker_answers = what["answers"]
-                self.unacked.clear()
+                self.unacked.clear()  # lite: a clean session
+                if what.get("drop"):  # classic: its process restarts, or it tried a hundred times
+                    self.counts["dropped"] += len(self.spool)
+                    self.spool.clear()
+                while self.broker_answers and self.spool:
+                    self.send(*self.spool.popleft())
+                while self.broker_answers and self.waiting_down:
+                    self.deliver(*self.waiting_down.popleft())
             case "secret":
                 self.secrets[what["id"]] = what["value"]
             case "configure":
@@ -309,7 +338,7 @@ class Nucleus:
         return {"done": do}
 
 
-async def main(path: str, kind: str, broker: int = 0) -> None:
+async def main(path: str, kind: str, broker: Any = 0) -> None:
     nucleus = Nucleus(kind, broker)
     server = await asyncio.start_unix_server(nucleus.serve, path)
     loop = asyncio.get_running_loop()
@@ -323,4 +352,4 @@ async def main(path: str, kind: str, broker: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])))

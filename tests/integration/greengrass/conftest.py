@@ -21,14 +21,14 @@ PROGRAM = Path(__file__).parents[2] / "peers" / "fake_nucleus.py"
 class Nucleus:
     """The fake nucleus as a child; orders go to its standard input."""
 
-    def __init__(self, folder: Path, kind: str = "lite", broker: int = 0) -> None:
+    def __init__(self, folder: Path, kind: str = "lite", broker: Any = 0) -> None:
         self.kind, self.broker = kind, broker
         self.socket = str(folder / "ipc.sock")
         self.start()
 
     def start(self) -> None:
         Path(self.socket).unlink(missing_ok=True)
-        extra = [str(self.broker)] if self.broker else []
+        extra = [json.dumps(self.broker)] if self.broker else []
         self.process = subprocess.Popen(
             [sys.executable, PROGRAM, self.socket, self.kind, *extra],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

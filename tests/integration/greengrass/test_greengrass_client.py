@@ -163,6 +163,52 @@ async def test_a_burst_into_a_frozen_broker_fills_ten_packets_and_then_waits(
     assert sum(isinstance(r, NotConnected) for r in results) == 4
 
 
+async def test_classic_spools_while_the_link_is_away_and_may_drop_it_without_a_word(nuclei, ends):
+    classic = nuclei("classic")
+    client = GreengrassClient(DOWN, ipc_of(classic, ends))
+    await client.connect()
+    classic.order("broker", answers=False)
+    for i in range(30):  # all succeed: a success is no delivery
+        await client.publish(ALARM, b"%d" % i)
+    assert classic.published() == []
+    classic.order("broker", answers=True)
+    assert [payload for _, payload in classic.published()] == [b"%d" % i for i in range(30)]
+    classic.order("broker", answers=False)
+    await client.publish(ALARM, b"lost")
+    classic.order("broker", answers=True, drop=True)
+    assert classic.count("dropped") == 1
+    assert len(classic.published()) == 30
+    await client.close()
+
+
+async def test_a_full_spool_of_classic_is_back_pressure(nuclei, ends, monkeypatch):
+    monkeypatch.setattr(greengrass_module, "PRESSURE_S", 0.3)
+    classic = nuclei("classic")
+    client = GreengrassClient(DOWN, ipc_of(classic, ends))
+    await client.connect()
+    client.max_payload = 100_000  # what classic itself takes
+    classic.order("broker", answers=False)
+    for _ in range(26):
+        await client.publish(ALARM, b"x" * 100_000)
+    with pytest.raises(NotConnected, match="takes no messages"):
+        await client.publish(ALARM, b"x" * 100_000)
+    assert classic.count("spool full") >= 1
+    classic.order("broker", answers=True)
+    await client.publish(ALARM, b"1")
+    await client.close()
+
+
+async def test_what_comes_down_while_the_link_is_away_waits_on_classic_and_is_lost_on_lite(
+    nucleus, client
+):
+    nucleus.order("broker", answers=False)
+    nucleus.deliver("dcu/dcu-0001/down/acks", b"meanwhile")
+    nucleus.order("broker", answers=True)
+    nucleus.deliver("dcu/dcu-0001/down/acks", b"later")
+    first = await asyncio.wait_for(anext(client.messages()), 5)
+    assert first.payload == (b"meanwhile" if nucleus.kind == "classic" else b"later")
+
+
 async def test_bulk_leaves_at_two_a_second_on_lite_and_alarms_are_not_held(lite, on_lite):
     began = time.monotonic()
     await asyncio.gather(*(on_lite.publish(UP, b"%d" % i) for i in range(4)))

@@ -105,6 +105,28 @@ async def test_what_a_frozen_broker_swallowed_is_sent_again(uplink, lite, cloud)
         assert len(cloud.alarms) == 3
 
 
+async def test_what_classic_spooled_and_dropped_is_sent_again(
+    uplink, nuclei, cloud, mosquitto, monkeypatch
+):
+    classic = nuclei("classic", mosquitto.port)
+    for name, value in classic.environment.items():
+        monkeypatch.setenv(name, value)
+    gateway = uplink()
+    await eventually(lambda: gateway.connected)
+    classic.order("broker", answers=False)
+    blocks = [block(i) for i in range(3)]
+    await asyncio.to_thread(gateway.append, *blocks)
+    for alarm in alarms(3):
+        gateway.journal.alarm(alarm)
+    await eventually(lambda: gateway.sender.counts.published >= 2)
+    classic.order("broker", answers=True, drop=True)
+    assert classic.count("dropped") >= 2
+    await eventually(lambda: gateway.drained, 30)
+    with cloud.lock:
+        assert cloud.cells == cells(*blocks)
+        assert len(cloud.alarms) == 3
+
+
 async def test_subscriptions_lost_in_silence_are_noticed_by_the_missing_acks(uplink, lite, cloud):
     gateway = uplink(no_acks_s=1.0)
     await eventually(lambda: gateway.connected)

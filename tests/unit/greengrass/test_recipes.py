@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -335,3 +338,33 @@ def lowered(value: Any) -> Any:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_have_the_shape_of_the_public_reference(name: str) -> None:
     jsonschema.validate(lowered(yaml.safe_load(RECIPES[name])), SHAPE)
+
+
+def test_gdk_builds_by_the_command_of_its_configuration(tmp_path: Path) -> None:
+    """As GDK 1.6.2 does it: its folders are made, then the command runs where gdk-config.json is, and nothing more.
+
+    (GDK is not on PyPI; it was run by hand on this checkout: docs/howto/greengrass.md.)
+    """
+    for name in ("components", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name, symlinks=True)
+    for name in ("edge_core", "requirements", "pyproject.toml", "LICENSE"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    place = tmp_path / "components" / "AnomalyModel"
+    ((name, component),) = json.loads((place / "gdk-config.json").read_text())["component"].items()
+    build = place / "greengrass-build"
+    artifacts = build / "artifacts" / name / component["version"]
+    artifacts.mkdir(parents=True)
+    (build / "recipes").mkdir()
+    program, *arguments = component["build"]["custom_build_command"]
+    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    done = subprocess.run(
+        command, cwd=place, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # what `gdk component publish` asks for
+    recipe = yaml.safe_load(
+        (build / "recipes" / (place / "recipe.yaml").resolve().name).read_text()
+    )
+    assert recipe["ComponentName"] == name
+    uris = {a["Uri"].rpartition("/")[2] for m in recipe["Manifests"] for a in m["Artifacts"]}
+    assert uris == {file.name for file in artifacts.iterdir()}
