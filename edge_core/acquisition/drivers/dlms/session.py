@@ -14,42 +14,31 @@ import asyncio
 import contextlib
 import os
 import weakref
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_core.acquisition.causes import refusal_of
+from edge_core.acquisition.drivers.dlms import credentials
 from edge_core.acquisition.drivers.dlms.channel import (
     DatagramChannel,
     HdlcChannel,
     WrapperChannel,
 )
+from edge_core.acquisition.drivers.dlms.explaining import Visited, explained
 from edge_core.config.values import parse_address
 from edge_core.errors import (
-    CounterExhausted,
-    Downgraded,
     KeyRejected,
     LineSilent,
-    LocalProtocolError,
-    MalformedReply,
     MeterError,
     MeterRefused,
     ProtocolError,
-    Replayed,
-    TagInvalid,
 )
 from edge_core.health import events
-from edge_core.protocols.dlms import axdr, general
+from edge_core.protocols.dlms import axdr
 from edge_core.protocols.dlms.association import Association, Exchange
-from edge_core.protocols.dlms.codes import Conformance, Mechanism, UserDiagnostic
+from edge_core.protocols.dlms.codes import Conformance, Mechanism
 from edge_core.protocols.dlms.cosem import Attribute
 from edge_core.protocols.dlms.refusals import (
-    AccessRefused,
-    AssociationRefused,
     ExceptionAnswered,
-    NotNegotiated,
-    ProofInvalid,
-    ProofRefused,
-    is_counter_error,
 )
 from edge_core.protocols.dlms.security import (
     AUTHENTICATED,
@@ -240,7 +229,7 @@ class Session:
         if self.level or self.mechanism is Mechanism.HLS5_GMAC:
             guek = self._need_key(keys.guek, "guek")
             with self.step("keys"):
-                context = _context(model.suite, guek, keys.gak)
+                context = credentials.context(model.suite, guek, keys.gak)
         secret = None
         if self.mechanism is Mechanism.LLS:
             secret = self._need_key(keys.password, "password")
@@ -287,29 +276,15 @@ class Session:
 
     def _pairs(self) -> KeyPairs | None:
         """The key pairs of suites 1 and 2, where something of this association needs them."""
-        model, keys = self.model.association, self._keys
-        general = model.ciphering == "general-ciphering" and self.level != 0
-        if not (general or model.signed or self.mechanism is Mechanism.HLS7_ECDSA):
+        needed = credentials.pairs_needed(
+            self.model.association, self.mechanism, ciphered=self.level != 0
+        )
+        if needed is None:
             return None
-        signing = model.signed or self.mechanism is Mechanism.HLS7_ECDSA
-        one_pass = general and model.key_info == "one-pass"
-        agreed = one_pass or (general and model.key_info == "static")
+        for name in needed:
+            self._need_key(getattr(self._keys, name), name)
         with self.step("keys"):
-            return _key_pairs(
-                model.suite,
-                master=self._need_key(keys.master, "master")
-                if general and model.key_info == "wrapped"
-                else keys.master,
-                sign=self._curve_key(keys.sign, "sign", needed=signing or one_pass),
-                meter_sign=self._curve_key(
-                    keys.meter_sign, "meter_sign", needed=signing or one_pass
-                ),
-                agree=self._curve_key(keys.agree, "agree", needed=agreed),
-                meter_agree=self._curve_key(keys.meter_agree, "meter_agree", needed=agreed),
-            )
-
-    def _curve_key(self, key: Secret | None, name: str, *, needed: bool) -> Secret | None:
-        return self._need_key(key, name) if needed else key
+            return credentials.key_pairs(self.model.association.suite, self._keys)
 
     def _need_key(self, key: Secret | None, name: str) -> Secret:
         if key is None:
@@ -583,119 +558,22 @@ class Session:
         channel: AnyChannel | None = None,
     ) -> MeterError:
         """The MeterError that tells a field engineer what went wrong in a step."""
-        meter, place, name = self.meter.id, self.place, self.meter.id
-        text = str(cause) or type(cause).__name__
         # once an answer verified, the keys are right: what fails after it was altered on its way
         proven = self._opening is not None and self._opening.peer_counter >= 0
-        if proven and during == "AARQ":
-            during = "HLS passes 3 and 4"
-        if isinstance(cause, TimeoutError):
-            return LineSilent(
-                meter, place, during, text, "Is the meter powered, is the address right?"
-            )
-        if isinstance(cause, OSError):
-            heard = channel is not None and channel.heard > 0
-            part = " after a part of the answer" if heard else ""
-            return LineSilent(meter, place, during, f"{text}{part}")
-        if isinstance(cause, AssociationRefused):
-            wrong_key = cause.code in (
-                UserDiagnostic.AUTHENTICATION_FAILURE,
-                UserDiagnostic.AUTHENTICATION_MECHANISM_NAME_NOT_RECOGNISED,
-                UserDiagnostic.AUTHENTICATION_MECHANISM_NAME_REQUIRED,
-            )
-            kind = KeyRejected if wrong_key else MeterRefused
-            hint = (
-                f"Check the password or keys that [{name}] holds, the security and the client SAP {self._client()}"
-                if wrong_key
-                else f"Check the client SAP {self._client()} and the meter model {self.model.name}"
-            )
-            return kind(meter, place, during, f"association refused: {text}", hint, code=cause.code)
-        if isinstance(cause, ProofRefused):
-            return KeyRejected(
-                meter, place, "pass 3 of HLS", text, self._proof_hint(), code=cause.code
-            )
-        if isinstance(cause, AccessRefused):
-            return MeterRefused(meter, place, during, text, code=cause.code)
-        if isinstance(cause, NotNegotiated):
-            return MeterRefused(meter, place, during, text)
-        if isinstance(cause, ExceptionAnswered):
-            hint = "" if cause.authenticated else "This answer came in the clear: a hint, no proof"
-            if is_counter_error(cause):
-                return KeyRejected(meter, place, during, text, hint, code=cause.code)
-            return MeterRefused(
-                meter, place, during, f"exception-response: {text}", hint, code=cause.code
-            )
-        if isinstance(cause, CounterExhausted):
-            return KeyRejected(meter, place, during, text, "Change the global keys of this meter")
-        if isinstance(cause, ProofInvalid) or (isinstance(cause, TagInvalid) and not proven):
-            return KeyRejected(
-                meter,
-                place,
-                during,
-                f"{text}: whoever answers does not prove that it knows the key",
-                f"{self._proof_hint()}; with the right keys somebody plays the meter",
-            )
-        if isinstance(cause, TagInvalid):
-            return MalformedReply(meter, place, during, text, "The answer was altered on its way")
-        if isinstance(cause, Replayed):
-            return MalformedReply(meter, place, during, text, "An old answer was sent again")
-        if isinstance(cause, Downgraded):
-            return MalformedReply(
-                meter, place, during, text, "The answer was refused, nothing of it is used"
-            )
-        if isinstance(cause, LocalProtocolError) and during == "keys":
-            return KeyRejected(
-                meter, place, during, text, f"Check the keys of [{name}] and the suite of the model"
-            )
-        if isinstance(cause, LocalProtocolError):
-            return MeterRefused(meter, place, during, f"cannot be asked: {text}")
-        return MalformedReply(meter, place, during, text)
-
-    def _proof_hint(self) -> str:
-        """Which keys the proofs of HLS, or the ciphering around them, hang on."""
-        name = self.meter.id
-        if self.mechanism is Mechanism.HLS7_ECDSA:
-            return f"Check sign and meter_sign of [{name}]"
-        if self.mechanism is Mechanism.HLS2:
-            return (
-                f"Check hls of [{name}]; mechanism 2 is each maker's own, and this is AES-128 of the challenge, as "
-                "IS 15959 meters do it"
-            )
-        if self.level or self.mechanism is Mechanism.HLS5_GMAC:
-            return f"Check guek and gak of [{name}]"
-        return f"Check hls of [{name}]"
-
-
-@lru_cache(maxsize=256)
-def _context(suite: int, guek: Secret, gak: Secret | None) -> SecurityContext:
-    """The cipher of a meter's keys: 8 us to set up and 2.6 kB each, hence only the latest are kept."""
-    return SecurityContext(suite, guek, gak)
-
-
-@lru_cache(maxsize=256)
-def _key_pairs(
-    suite: int,
-    *,
-    master: Secret | None,
-    sign: Secret | None,
-    meter_sign: Secret | None,
-    agree: Secret | None,
-    meter_agree: Secret | None,
-) -> KeyPairs:
-    """The key pairs of a meter; points are proven to be on the curve once.
-
-    Raises:
-        LocalProtocolError: one that is none of this suite; it says which.
-    """
-    return general.key_pairs(
-        suite,
-        os.urandom,
-        master=master,
-        sign=sign,
-        meter_sign=meter_sign,
-        agree=agree,
-        meter_agree=meter_agree,
-    )
+        return explained(
+            Visited(
+                self.meter.id,
+                self.place,
+                self.model.name,
+                self._client(),
+                self.mechanism,
+                ciphered=self.level != 0,
+                proven=proven,
+                heard=channel is not None and channel.heard > 0,
+            ),
+            during,
+            cause,
+        )
 
 
 def _counter_may_explain(error: MeterError) -> bool:
