@@ -631,6 +631,8 @@ class Poller:
     async def sweep(self, meters: Iterable[str] | None = None, timeout_s: float = 60.0) -> int:
         """Visit meters (None = all) as soon as their lines allow, whatever their back-off says.
 
+        Of a meter that is sampled only what it keeps is due: a sample of now is none of a boundary that has passed.
+
         Returns:
             How many were read since the call; at most `timeout_s` real seconds are waited.
         """
@@ -638,10 +640,11 @@ class Poller:
         names = list(self.meters if meters is None else meters)
         for name in names:
             state = self.meters[name]
-            if not is_sampled(state.model) and not state.queued:  # who waits is visited anyway
-                self.agenda.now_due(name, None, began)
+            if keeps(state.model, "interval") and not state.queued:  # who waits is visited anyway
+                jobs = [Job.INTERVAL] if is_sampled(state.model) else None
+                self.agenda.now_due(name, jobs, began)
         self._wake.set()
-        wanted = [self.meters[n] for n in names if not is_sampled(self.meters[n].model)]
+        wanted = [self.meters[n] for n in names if keeps(self.meters[n].model, "interval")]
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout_s
         while loop.time() < until:

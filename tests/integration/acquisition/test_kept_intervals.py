@@ -51,6 +51,16 @@ async def test_a_meter_that_was_silent_is_read_back(plant: Make) -> None:
     assert p.missing(p.meter_id()) == {}
 
 
+async def test_a_backfill_on_demand_reads_what_there_is_now(plant: Make) -> None:
+    p = await plant(modbus={"model": "abb-a43-a44"})
+    await p.advance(3600)
+    p.clock.advance(2700)
+    assert await p.poller.sweep([p.meter_id()]) == 1
+    await p.settle()
+    assert max(intervals(p, IMPORT)) == T0 + 3600 + 2700
+    assert p.holes(p.meter_id(), "midnight") == []
+
+
 async def test_what_the_meter_never_stored_is_named(plant: Make) -> None:
     p = await plant(modbus={"model": "abb-a43-a44"})
     (unit,) = p.fleet.modbus
