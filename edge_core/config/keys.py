@@ -360,11 +360,11 @@ def needed(config: Config, meter: Meter) -> tuple[str, ...]:
     if security == "hls7" or association.signed:
         names += ["sign", "meter_sign"]
     if association.ciphering == "general-ciphering":
-        names += _MESSAGE_KEYS.get(association.key_info, ())
+        names += MESSAGE_KEYS.get(association.key_info, ())
     return tuple(dict.fromkeys(names))
 
 
-_MESSAGE_KEYS = {
+MESSAGE_KEYS = {
     "wrapped": ("master",),
     "one-pass": ("sign", "meter_sign", "agree", "meter_agree"),
     "static": ("agree", "meter_agree"),

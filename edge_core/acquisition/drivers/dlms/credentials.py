@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from edge_core.config.keys import MESSAGE_KEYS
 from edge_core.protocols.dlms import general
 from edge_core.protocols.dlms.codes import Mechanism
 from edge_core.protocols.dlms.security import SecurityContext
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from edge_core.config.models import Association as AssociationModel
     from edge_core.domain import Secret
     from edge_core.protocols.dlms.general import KeyPairs
-
-_MESSAGE_KEYS: Final = {
-    "wrapped": ("master",),
-    "one-pass": ("sign", "meter_sign", "agree", "meter_agree"),
-    "static": ("agree", "meter_agree"),
-}
-"""By key-info of general-ciphering: the keys that make and open the keys of messages."""
 
 
 @lru_cache(maxsize=256)
@@ -41,7 +35,7 @@ def pairs_needed(
     signs = model.signed or mechanism is Mechanism.HLS7_ECDSA
     if not general_ciphering and not signs:
         return None
-    names = _MESSAGE_KEYS.get(model.key_info, ()) if general_ciphering else ()
+    names = MESSAGE_KEYS.get(model.key_info, ()) if general_ciphering else ()
     return tuple(dict.fromkeys((*(("sign", "meter_sign") if signs else ()), *names)))
 
 
