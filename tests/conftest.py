@@ -12,6 +12,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# no example is late: on two cores beside three others any of them may wait; every test has 30 s
+settings.register_profile("opendcu", deadline=None)
+settings.load_profile("opendcu")
 
 
 async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:

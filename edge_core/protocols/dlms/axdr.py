@@ -4,8 +4,9 @@ Invariants: a value keeps its type (`Data.tag`), so that `encode(decode(x)) == x
 and is valid text; date-times inside octet-strings stay octets here, recognising them is the business of who knows the
 attribute. Nothing is believed: a count is compared with the octets that are left before anything is made of it.
 
-Limits: MAX_DEPTH levels, MAX_ELEMENTS values, lengths of at most four octets, and never more than the buffer holds;
-hence memory stays below a fixed multiple of the buffer. `09 80` (the indefinite form of BER) is refused; lengths that
+Limits: MAX_DEPTH levels, MAX_ELEMENTS values and ELEMENTS_AN_OCTET of them for each octet (a compact-array may describe
+elements that take none), lengths of at most four octets, and never more than the buffer holds; hence time and memory stay
+below a fixed multiple of the buffer. `09 80` (the indefinite form of BER) is refused; lengths that
 are longer than needed (`82 00 0C`) are accepted, meters write them.
 Source: DLMS UA Green Book ed. 9, clause 9.5 (Data), A-XDR (IEC 61334-6); compact-array: clause 9.5, TypeDescription.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH: Final = 16
 MAX_ELEMENTS: Final = 1 << 18
+ELEMENTS_AN_OCTET: Final = 8
 
 
 class DataType(IntEnum):
@@ -333,7 +335,7 @@ class _Reader:
         self.buf = buf
         self.pos = pos
         self.end = len(buf)
-        self.budget = MAX_ELEMENTS
+        self.budget = min(MAX_ELEMENTS, 256 + ELEMENTS_AN_OCTET * (len(buf) - pos))
 
     def value(self, depth: int) -> Data:
         """The value at the cursor, tag first."""
@@ -464,10 +466,10 @@ class _Reader:
             raise MalformedApdu(f"more than {MAX_DEPTH} levels", at)
 
     def spend(self, count: int, at: int) -> None:
-        """Refuse more than MAX_ELEMENTS values."""
+        """Refuse more values than the budget."""
         self.budget -= count
         if self.budget < 0:
-            raise MalformedApdu(f"more than {MAX_ELEMENTS} values", at)
+            raise MalformedApdu("more values than so many octets may hold", at)
 
 
 def encode(data: Data) -> bytes:

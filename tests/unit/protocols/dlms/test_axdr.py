@@ -151,6 +151,23 @@ def test_the_number_of_values_is_bounded() -> None:
         axdr.decode_whole(b"\x01" + axdr.encode_length(count) + bytes(count))
 
 
+def test_few_octets_are_never_many_values() -> None:
+    """Found by atheris: elements of a compact-array that take no octets, described thousandfold in 75."""
+    found = bytes.fromhex(
+        "01040204090c07e30c241f0217000000ff0001041301003201400200100001000100010000041000020404020410"
+        "1301000100010000041000020404020410130100320140010032014002"
+    )
+    with pytest.raises(MalformedApdu, match="more values"):
+        axdr.decode_whole(found)
+    nulls = b"\x13" + b"\x01\x03\xe8" * 2 + b"\x02\x02\x00\x11" + b"\x01" + b"\x07"
+    reader = axdr._Reader(nulls, 0)
+    with pytest.raises(MalformedApdu, match="more values"):
+        reader.value(0)
+    assert 256 + 8 * len(nulls) < 400, "so many values at most"
+    rows = b"\x13" + b"\x02\x02\x11\x00" + axdr.encode_length(200) + bytes(200)
+    assert len(axdr.decode_whole(rows).value.elements) == 200  # type: ignore[union-attr]
+
+
 ROW = TypeDescription(
     DataType.STRUCTURE,
     inner=(
