@@ -72,17 +72,17 @@ class Elsewhere(Reading):
 
     def look(self) -> None:
         """See what its owner has committed meanwhile; `gone` when it is another file now."""
-        db = self._connection()
-        (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version == getattr(self._reader, "version", None):
-            return
-        with self._looking:
+        if not self.gone:
             try:
-                self.gone |= self.path.stat().st_ino != self._inode
+                self.gone = self.path.stat().st_ino != self._inode
             except FileNotFoundError:
                 self.gone = True
-            if not self.gone:
-                self._look(db)
+        db = self._connection()
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        if self.gone or version == getattr(self._reader, "version", None):
+            return
+        with self._looking:
+            self._look(db)
         self._reader.version = version
 
     def head(self) -> int:
