@@ -18,6 +18,8 @@ from edge_core.health.metrics import REGISTRY
 from tests.integration.dlms.conftest import Bench, keys_of, rows_of, truth_of
 
 Make = Callable[..., Awaitable[Bench]]
+HOURS = 6 * 3600
+"""Of history: enough for several blocks at the PDU size used here."""
 
 
 def model(**association: Any) -> DlmsModel:
@@ -48,7 +50,7 @@ async def read(b: Bench, **changes: Any) -> set[int]:
 async def test_suites_and_mechanisms(
     bench: Make, suite: int, security: str, ciphering: str
 ) -> None:
-    b = await bench(suite=suite, security=security)
+    b = await bench(suite=suite, security=security, history_s=HOURS)
     tags = await read(b, model=model(suite=suite, security=security, ciphering=ciphering))
     assert {"glo": 0xC8, "general-ded": 0xDC}[ciphering] in tags
     assert b.meter.contacts == 1
@@ -56,7 +58,7 @@ async def test_suites_and_mechanisms(
 
 @pytest.mark.parametrize("suite", [1, 2])
 async def test_hls_7_without_ciphering(bench: Make, suite: int) -> None:
-    b = await bench(suite=suite, security="hls7")
+    b = await bench(suite=suite, security="hls7", history_s=HOURS)
     plain = model(suite=suite, security="hls7", ciphering="none", protection="none")
     assert 0xC0 in await read(b, model=plain)
 
@@ -64,7 +66,7 @@ async def test_hls_7_without_ciphering(bench: Make, suite: int) -> None:
 @pytest.mark.parametrize("suite", [1, 2])
 @pytest.mark.parametrize("key_info", ["none", "identified", "wrapped", "one-pass", "static"])
 async def test_general_ciphering(bench: Make, suite: int, key_info: str) -> None:
-    b = await bench(suite=suite, security="hls7", pdu=512)
+    b = await bench(suite=suite, security="hls7", pdu=256, history_s=HOURS)
     tags = await read(
         b,
         model=model(suite=suite, security="hls7", ciphering="general-ciphering", key_info=key_info),
@@ -82,7 +84,7 @@ async def test_general_ciphering_in_suite_0(bench: Make, key_info: str) -> None:
 @pytest.mark.parametrize("suite", [1, 2])
 @pytest.mark.parametrize("ciphering", ["none", "glo", "general-ciphering"])
 async def test_general_signing(bench: Make, suite: int, ciphering: str) -> None:
-    b = await bench(suite=suite, security="hls7")
+    b = await bench(suite=suite, security="hls7", history_s=HOURS)
     terms = {"ciphering": ciphering, "key_info": "one-pass", "signed": True}
     if ciphering == "none":
         terms["protection"] = "none"
@@ -91,7 +93,7 @@ async def test_general_signing(bench: Make, suite: int, ciphering: str) -> None:
 
 
 async def test_no_key_of_a_message_is_in_a_frame_or_an_error(bench: Make) -> None:
-    b = await bench(suite=1, security="hls7")
+    b = await bench(suite=1, security="hls7", history_s=HOURS)
     await read(
         b, model=model(suite=1, security="hls7", ciphering="general-ciphering", key_info="static")
     )
@@ -104,7 +106,7 @@ async def test_no_key_of_a_message_is_in_a_frame_or_an_error(bench: Make) -> Non
 
 @pytest.mark.parametrize("name", ["sign", "meter_sign", "agree", "meter_agree", "master"])
 async def test_a_missing_key_is_named_before_the_line_is_opened(bench: Make, name: str) -> None:
-    b = await bench(suite=1, security="hls7")
+    b = await bench(suite=1, security="hls7", history_s=HOURS)
     key_info = "wrapped" if name == "master" else "one-pass"
     wanted = model(suite=1, security="hls7", ciphering="general-ciphering", key_info=key_info)
     driver = b.driver(model=wanted, keys=msgspec.structs.replace(keys_of(b.meter), **{name: None}))
@@ -122,7 +124,7 @@ async def test_a_missing_key_is_named_before_the_line_is_opened(bench: Make, nam
 async def test_a_key_that_is_none_is_named_and_not_shown(
     bench: Make, name: str, octets: bytes
 ) -> None:
-    b = await bench(suite=1, security="hls7")
+    b = await bench(suite=1, security="hls7", history_s=HOURS)
     keys = msgspec.structs.replace(keys_of(b.meter), **{name: Secret(octets)})
     driver = b.driver(model=model(suite=1, security="hls7"), keys=keys)
     with pytest.raises(KeyRejected, match=f"the key {name}") as refused:
@@ -133,7 +135,7 @@ async def test_a_key_that_is_none_is_named_and_not_shown(
 
 @pytest.mark.parametrize("name", ["sign", "meter_sign"])
 async def test_another_key_pair_is_tried_once(bench: Make, name: str) -> None:
-    b = await bench(suite=1, security="hls7")
+    b = await bench(suite=1, security="hls7", history_s=HOURS)
     keys = keys_of(b.meter)
     other = {"sign": Secret(b"\0" + bytes(30) + b"\7"), "meter_sign": keys.meter_agree}[name]
     driver = b.driver(
