@@ -28,6 +28,7 @@ from edge_core.gateway.commands import Desk, Runner
 from edge_core.gateway.daily import Daily
 from edge_core.gateway.inbox import Inbox
 from edge_core.gateway.peers import Peers
+from edge_core.gateway.room import RoomWatch
 from edge_core.gateway.tending import tend
 from edge_core.gateway.views import Views
 from edge_core.health import events
@@ -405,18 +406,12 @@ class Gateway:
             self.alarm("config-unknown-key", {"keys": list(self.config.warnings[:20])})
 
     async def _report_health(self) -> None:
-        """Publish health at its period, and raise journal-full when room ends."""
-        full, valid, merged = False, True, 0
+        """Publish health at its period, and raise alarms when room ends."""
+        room, valid = RoomWatch(), True
         last = float("-inf")
         while True:
-            status = self.journal.status()
-            if (status.full and not full) or (status.merged and not merged):
-                events.journal_full(status.used_bytes, status.merged)
-                told = {"used_bytes": status.used_bytes, "merged_alarms": status.merged}
-                self.alarm("journal-full", told)
-            elif full and not status.full:
-                events.journal_has_room()
-            full, merged = status.full, status.merged
+            for code, detail in room.look(self.journal.status()):
+                self.alarm(code, detail)
             if valid != self.clock.synchronised():
                 valid = not valid
                 (events.clock_valid if valid else events.clock_invalid)()

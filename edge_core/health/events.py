@@ -270,6 +270,12 @@ def journal_full(used_bytes: int, merged: int) -> None:
     _tell("journal-full", logging.ERROR, text, used_bytes=used_bytes, merged=merged)
 
 
+def journal_filling(hours_left: int, used_bytes: int) -> None:
+    """Most of the journal waits for the cloud, and at this rate it is full in less than a day."""
+    text = f"the journal is full in {hours_left} h if nothing is acknowledged: {used_bytes} octets"
+    _tell("journal-filling", logging.WARNING, text, hours_left=hours_left, used_bytes=used_bytes)
+
+
 def journal_has_room() -> None:
     """There is room again; what was missed is read from the meters."""
     _tell(
