@@ -274,6 +274,7 @@ class Quirks(_Table, frozen=True, kw_only=True):
         second_in_range: selective access wants second 0 and the meter's own deviation style.
         bare_range_time: bounds of a range leave weekday, deviation and status unspecified.
         general_block_transfer: offer general-block-transfer; long answers then come in its blocks.
+        hdlc_window: HDLC frames that the meter may send before we acknowledge; most meters know one alone.
         counter_restarts: the meter's own invocation counter begins anew with each association.
         link_pause_s: wait in seconds after closing before it accepts the next association.
     """
@@ -283,6 +284,7 @@ class Quirks(_Table, frozen=True, kw_only=True):
     second_in_range: bool = False
     bare_range_time: bool = False
     general_block_transfer: bool = False
+    hdlc_window: Annotated[int, msgspec.Meta(ge=1, le=7)] = 1
     counter_restarts: bool = False
     link_pause_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
 

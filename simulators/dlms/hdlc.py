@@ -1,8 +1,9 @@
-"""The meter's side of HDLC: frames in, frames out, one client, window 1.
+"""The meter's side of HDLC: frames in, frames out, one client.
 
 A frame is cut by its length field alone, for there is no octet stuffing; broken frames are dropped, as a meter drops
 them. SNRM is answered by UA with 128-octet information fields unless the client asks for other sizes; I frames are
-segmented to what the client can receive. A repeated I frame gets the last answer again and is not run twice.
+segmented to what the client can receive, and sent in windows of what it takes (at most 7; one frame unless it asks for
+more). A repeated I frame gets the last answer again and is not run twice.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ FLAG = 0x7E
 MAX_FRAME = 2_047
 MAX_INFORMATION = 2_030
 MAX_REQUEST = 65_536
+MAX_WINDOW = 7
 _LLC_REQUEST, _LLC_ANSWER = b"\xe6\xe6\x00", b"\xe6\xe7\x00"
 
 
@@ -72,6 +74,8 @@ class Station:
     _pending: list[bytes] = field(default_factory=list)
     _request: bytearray = field(default_factory=bytearray)
     _last: bytes = b""
+    _window: int = 1
+    _sent: list[tuple[int, bytes]] = field(default_factory=list)
 
     def receive(self, octets: bytes) -> list[bytes]:
         """Frames to send for what has come."""
@@ -124,7 +128,7 @@ class Station:
         if kind == 0x83:  # SNRM
             self.reset()
             self._connected, self._send_no, self._receive_no = True, 0, 0
-            self._pending, self._last = [], b""
+            self._pending, self._last, self._sent = [], b"", []
             self._request.clear()
             return frame(source, target, 0x73, self._negotiate(information))
         if kind == 0x43:  # DISC
@@ -139,14 +143,14 @@ class Station:
             )
         if control & 0x0F == 1:  # RR
             if control >> 5 != self._send_no:
-                return self._last
+                return self._from(control >> 5)
             if self._pending:
                 return self._part(source, target)
             return frame(source, target, 0x11 | self._receive_no << 5)
         return b""
 
     def _negotiate(self, information: bytes) -> bytes:
-        self._information = 128
+        self._information, self._window = 128, 1
         asked = 128
         if information[:2] == b"\x81\x80":
             at = 3
@@ -157,6 +161,8 @@ class Station:
                     asked = max(32, min(value, MAX_INFORMATION))
                 elif name == 6:
                     self._information = max(32, min(value, MAX_INFORMATION))
+                elif name == 8:
+                    self._window = max(1, min(value, MAX_WINDOW))
                 at += 2 + count
         sizes = (
             b"\x05\x02"
@@ -164,7 +170,7 @@ class Station:
             + b"\x06\x02"
             + asked.to_bytes(2, "big")
         )
-        sizes += b"\x07\x04\x00\x00\x00\x01\x08\x04\x00\x00\x00\x01"
+        sizes += b"\x07\x04" + self._window.to_bytes(4, "big") + b"\x08\x04\x00\x00\x00\x01"
         return b"\x81\x80" + bytes([len(sizes)]) + sizes
 
     def _numbered(
@@ -190,8 +196,21 @@ class Station:
         return self._part(source, target)
 
     def _part(self, source: bytes, target: bytes) -> bytes:
-        part = self._pending.pop(0)
-        control = 0x10 | self._receive_no << 5 | self._send_no << 1
-        self._send_no = (self._send_no + 1) % 8
-        self._last = frame(source, target, control, part, segmented=bool(self._pending))
+        """The next window of the answer; the last frame of it asks for an acknowledgement."""
+        parts, self._pending = self._pending[: self._window], self._pending[self._window :]
+        self._sent = []
+        for number, part in enumerate(parts, 1):
+            final = 0x10 if number == len(parts) else 0
+            control = final | self._receive_no << 5 | self._send_no << 1
+            more = bool(self._pending) or not final
+            self._sent.append((self._send_no, frame(source, target, control, part, segmented=more)))
+            self._send_no = (self._send_no + 1) % 8
+        self._last = b"".join(octets for _, octets in self._sent)
         return self._last
+
+    def _from(self, number: int) -> bytes:
+        """What of the last window was not received: the frames from this number on."""
+        numbers = [sent for sent, _ in self._sent]
+        if number not in numbers:
+            return self._last
+        return b"".join(octets for _, octets in self._sent[numbers.index(number) :])

@@ -42,6 +42,7 @@ from edge_core.protocols.dlms.refusals import (
     ProofInvalid,
     ProofRefused,
     Refused,
+    ServiceErrorAnswered,
 )
 from edge_core.protocols.dlms.security import AUTHENTICATED
 from edge_core.protocols.dlms.services import (
@@ -537,7 +538,7 @@ class Association:
         if isinstance(message, apdu.ExceptionResponse):
             raise ExceptionAnswered(message.words, message.service, authenticated=authenticated)
         if isinstance(message, apdu.ConfirmedServiceError):
-            raise ExceptionAnswered(message.words, message.value, authenticated=authenticated)
+            raise ServiceErrorAnswered(message.words, message.value, authenticated=authenticated)
 
 
 class _Failing:

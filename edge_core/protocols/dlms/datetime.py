@@ -82,7 +82,9 @@ class Moment(NamedTuple):
 NO_MOMENT: Final = Moment(None, 0, 0)
 
 
-_DST: Final = int(Flag.DST)  # plain integers: an operation of an enumeration costs as much as a whole date
+_DST: Final = int(
+    Flag.DST
+)  # plain integers: an operation of an enumeration costs as much as a whole date
 _CLOCK_INVALID: Final = int(Flag.CLOCK_INVALID)
 
 

@@ -42,7 +42,19 @@ class AccessRefused(Refused):
 
 
 class ExceptionAnswered(Refused):
-    """An exception-response or a confirmed-service-error."""
+    """An exception-response.
+
+    Attributes:
+        service: what was answered, in the standard's terms.
+    """
+
+    service = "exception-response"
+
+
+class ServiceErrorAnswered(ExceptionAnswered):
+    """A confirmed-service-error; its codes are others than those of exception-responses."""
+
+    service = "confirmed-service-error"
 
 
 class NotNegotiated(Refused):
@@ -52,7 +64,9 @@ class NotNegotiated(Refused):
 def is_counter_error(error: Refused) -> bool:
     """Does the peer say that our invocation counter is too low?"""
     return (
-        isinstance(error, ExceptionAnswered) and error.code == ServiceError.INVOCATION_COUNTER_ERROR
+        isinstance(error, ExceptionAnswered)
+        and not isinstance(error, ServiceErrorAnswered)
+        and error.code == ServiceError.INVOCATION_COUNTER_ERROR
     )
 
 

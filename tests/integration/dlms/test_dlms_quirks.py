@@ -12,7 +12,10 @@ import pytest
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.config.models import DlmsModel, Quirks, load_model
 from edge_core.domain import Secret
-from edge_core.errors import LineSilent, MalformedReply
+from edge_core.errors import LineSilent, MalformedReply, MeterRefused
+from edge_core.protocols.hdlc.frame import Frame, FrameReader, Kind
+from edge_core.protocols.hdlc.parameters import parse_parameters
+from simulators.dlms.session import Session
 from tests.integration.dlms.conftest import Bench, rows_of, truth_of
 
 Make = Callable[..., Awaitable[Bench]]
@@ -162,3 +165,51 @@ async def test_a_meter_that_says_nothing_to_a_low_counter_is_compared_before_it_
     first = next(octets for way, octets in b.frames if way == "send")
     assert int.from_bytes(first[2:4], "big") == 16, "the public client"
     assert b.fleet.record.violations == before
+
+
+def frames_of(b: Bench, way: str) -> list[Frame]:
+    reader = FrameReader()
+    reader.feed(b"".join(octets for towards, octets in b.frames if towards == way))
+    found = []
+    while (frame := reader.next()) is not None:
+        found.append(frame)
+    return found
+
+
+async def test_windows_of_several_frames(bench: Make) -> None:
+    """One RR acknowledges so many frames as the meter may send at once."""
+    b = await bench(framing="hdlc", pdu=4096)
+    b.meter.freeze()
+    acknowledged = {}
+    for window in (1, 3):
+        b.frames.clear()
+        model = model_with("is15959-3ph", hdlc_window=window)
+        assert await interval(b, model=model) == truth_of(b.meter, "interval")
+        acknowledged[window] = sum(frame.kind is Kind.RR for frame in frames_of(b, "send"))
+        ua = [f for f in frames_of(b, "receive") if f.kind is Kind.UA and f.information][-1]
+        assert parse_parameters(ua.information).window_send == window
+    assert acknowledged[1] > 2 * acknowledged[3] > 0
+    assert b.fleet.record.violations == 0
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["sealed", "in the clear"])
+async def test_what_a_meter_says_instead_of_an_answer_is_told_in_words(
+    bench: Make, keyed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exception-response and confirmed-service-error, from the meter to the text of the error."""
+    b = await bench(security="hls5" if keyed else "lls")
+    honest = Session.handle
+    for octets, words in (
+        (b"\xd8\x01\x02", "exception-response: service-not-allowed: service-not-supported"),
+        (b"\xd8\x02\x03", "exception-response: service-unknown: other-reason"),
+        (b"\x0e\x05\x05\x01", "confirmed-service-error: read: access: scope-of-access-violated"),
+    ):
+        driver = b.driver()
+        await driver.identify()
+        monkeypatch.setattr(Session, "handle", lambda self, apdu, o=octets: o)
+        with pytest.raises(MeterRefused) as refused:
+            await driver.read_registers("clock")
+        assert words in str(refused.value)
+        assert "in the clear" in refused.value.hint
+        monkeypatch.setattr(Session, "handle", honest)
+        await driver.close()

@@ -158,6 +158,7 @@ class HdlcChannel:
         max_apdu: longest APDU that is put together.
         turnaround_s: quiet time on the line before we send.
         character_s: time of one octet on the wire; 0 where octets take none that counts.
+        window: frames that the meter may send before we acknowledge; what it takes it says in UA.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class HdlcChannel:
         max_apdu: int,
         turnaround_s: float = 0.0,
         character_s: float = 0.0,
+        window: int = 1,
     ) -> None:
         self._stream, self._turnaround_s = stream, turnaround_s
         self._character_s = character_s
@@ -177,7 +179,7 @@ class HdlcChannel:
         self._link = Link(
             client_address(client),
             server_address(logical, physical),
-            Parameters(HDLC_INFORMATION, HDLC_INFORMATION),
+            Parameters(HDLC_INFORMATION, HDLC_INFORMATION, 1, window),
             max_apdu,
         )
         self._events: list[Event] = []

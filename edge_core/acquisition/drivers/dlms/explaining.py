@@ -100,7 +100,7 @@ def _said_no(who: Visited, during: str, cause: Refused, text: str) -> MeterError
         hint = "" if cause.authenticated else "This answer came in the clear: a hint, no proof"
         if is_counter_error(cause):
             return KeyRejected(meter, place, during, text, hint, code=cause.code)
-        text = f"exception-response: {text}"
+        text = f"{cause.service}: {text}"
         return MeterRefused(meter, place, during, text, hint, code=cause.code)
     if isinstance(cause, NotNegotiated):
         return MeterRefused(meter, place, during, text)

@@ -316,6 +316,7 @@ class Session:
                     max(limit, 0xFFFF),
                     self.line.turnaround_ms / 1000,
                     self._character_s,
+                    self.model.quirks.hdlc_window,
                 )
                 self._channel = hdlc
                 await hdlc.connect(self.silence_s)
