@@ -21,6 +21,7 @@ from typing import Any, Self
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from edge_core.journal.datadir import DataDirectory  # noqa: E402
 from edge_core.transports.control import ask  # noqa: E402
 
 OPENDCU = Path(sys.executable).with_name("opendcu")
@@ -108,7 +109,7 @@ class Running(Child):
 
     def __init__(
         self, folder: Path, fleet: Path, *, roles: str = "dlms", concurrency: int = 200, timeout_s: float = 5.0,
-        schedule: str = 'interval_reads = "every 1d"\nmidnight_reads = "off"\nevents = "off"\nbilling = "off"',
+        schedule: str = 'interval_reads = "every 1d"\nmidnight_reads = "off"\nevents = "off"\nbilling = "off"\nclock_check = "off"',
         more: str = "", env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ class Running(Child):
             f'[schedule]\n{schedule}\n\n[fleet]\nfile = "{fleet / "meters.csv"}"\n\n'
             f'[keys]\nfile = "{fleet / "keys.toml"}"\n\n{more}\n{lines}'
         )
-        self.socket = folder / "data/control.sock"
+        self.directory = DataDirectory(folder / "data")
         self.log = folder / "log"
         self.began = time.monotonic()
         super().__init__("run", "-c", config, log=self.log, env=env)
@@ -136,11 +137,16 @@ class Running(Child):
         """A request to the control socket; the socket is waited for."""
         while True:
             try:
-                return ask(self.socket, {"do": do, **what}, wait_s)
+                return ask(self._socket(), {"do": do, **what}, wait_s)
             except Exception:
                 if self.process.poll() is not None or time.monotonic() > self.began + 60:
                     raise
                 time.sleep(0.02)
+
+    def _socket(self) -> Path:
+        """Where it answers: that depends on its roles."""
+        there = [path for path in self.directory.controls() if path.exists()]
+        return (there or [self.directory.control])[0]
 
     def sweep(self, meters: list[str] | None = None, timeout_s: float = 300.0) -> dict[str, float]:
         """One round over the meters: how many were read, wall seconds, CPU seconds of the gateway."""

@@ -74,6 +74,8 @@ RELEASE_S: Final = 2.0
 BUS_S: Final = 300.0
 """Longest wait for others on the same bus."""
 COUNTERS_AT_ONCE: Final = 200
+KEPT_TERMS: Final = 64
+COUNTERS_LEAST: Final = COUNTERS_AT_ONCE // 4
 CHALLENGE_OCTETS: Final = 16
 COUNTER_JUMP: Final = 65_536
 COUNTER_LIMIT: Final = 2**32 - 2**24
@@ -102,6 +104,7 @@ _synchronised: weakref.WeakKeyDictionary[Any, set[tuple[str, bytes, str]]] = (
 """Per counter store: (meter, our title, key fingerprint) whose counter was compared with the meter's."""
 
 
+_terms: dict[tuple[int, bytes, Mechanism, int], tuple[DlmsModel, Terms]] = {}
 _ended: dict[str, float] = {}
 """When the last session ended, of meters that want a pause then."""
 _buses: weakref.WeakValueDictionary[tuple[str, int], asyncio.Lock] = weakref.WeakValueDictionary()
@@ -247,7 +250,27 @@ class Session:
             dedicated_key = Key(os.urandom(32 if model.suite == 2 else 16))
             dedicated = SecurityContext(model.suite, dedicated_key, keys.gak)
         return Association(
-            Terms(
+            self._terms(),
+            next_counter=self._next_counter if context is not None else None,
+            context=context,
+            secret=secret,
+            accept=self._accept if not self.model.quirks.counter_restarts else None,
+            dedicated=dedicated,
+            dedicated_key=dedicated_key,
+            pairs=self._pairs(),
+        )
+
+    def _terms(self) -> Terms:
+        """What the associations of all meters of one model have in common; made once."""
+        key = (id(self.model), self.title, self.mechanism, self.level)
+        found = _terms.get(key)
+        if found is None:
+            model, quirks = self.model.association, self.model.quirks
+            conformance = Terms().conformance
+            ciphering = model.ciphering if model.ciphering != "none" else "glo"
+            if quirks.general_block_transfer:
+                conformance |= Conformance.GENERAL_BLOCK_TRANSFER
+            terms = Terms(
                 title=self.title,
                 mechanism=self.mechanism,
                 level=self.level,
@@ -257,22 +280,13 @@ class Session:
                 object=model.object,
                 max_pdu=model.max_pdu_size,
                 release=model.release,
-                conformance=Terms().conformance
-                | (
-                    Conformance.GENERAL_BLOCK_TRANSFER
-                    if self.model.quirks.general_block_transfer
-                    else Conformance(0)
-                ),
-                bare_conformance=self.model.quirks.bare_conformance,
-            ),
-            next_counter=self._next_counter if context is not None else None,
-            context=context,
-            secret=secret,
-            accept=self._accept if not self.model.quirks.counter_restarts else None,
-            dedicated=dedicated,
-            dedicated_key=dedicated_key,
-            pairs=self._pairs(),
-        )
+                conformance=conformance,
+                bare_conformance=quirks.bare_conformance,
+            )
+            if len(_terms) >= KEPT_TERMS:
+                _terms.clear()
+            found = _terms[key] = self.model, terms  # with the model, so that its id stays its own
+        return found[1]
 
     def _pairs(self) -> KeyPairs | None:
         """The key pairs of suites 1 and 2, where something of this association needs them."""
@@ -378,6 +392,7 @@ class Session:
             self.address.port,
             timeout_s=min(tcp.CONNECT_TIMEOUT_S, self.silence_s),
             tracer=self._tracer,
+            keep_alive=False,  # somebody always waits for an answer
         )
 
     async def _close_channel(self) -> None:
@@ -407,21 +422,29 @@ class Session:
             raise LineSilent(self.meter.id, self.place, during, "the line is closed")
         return await self._pump(channel, exchange, during)
 
-    async def _pump(self, channel: AnyChannel, exchange: Exchange[T], during: str) -> T:
-        with self.step(during, channel):
-            try:
-                if self._reserved:
+    async def _pump(
+        self, channel: AnyChannel, exchange: Exchange[T], during: str, most_s: float = 0.0
+    ) -> T:
+        """Carry requests and answers of an operation; no answer is waited for longer than `most_s`, 0 = as usual."""
+        silence_s, whole_s = self.silence_s, self._whole_s
+        if most_s:
+            silence_s, whole_s = min(silence_s, most_s), min(whole_s, most_s)
+        # no `with self.step`: a context manager per exchange is a tenth of its cost
+        try:
+            if 0 < self._reserved <= COUNTERS_LEAST:
+                await self._reserve(during)
+            request = next(exchange)
+            while True:
+                reply = await channel.exchange(request, silence_s, whole_s)
+                if 0 < self._reserved <= COUNTERS_LEAST:
                     await self._reserve(during)
-                request = next(exchange)
-                while True:
-                    reply = await channel.exchange(request, self.silence_s, self._whole_s)
-                    if self._reserved:
-                        await self._reserve(during)
-                    request = exchange.send(reply)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
-            finally:
-                exchange.close()
+                request = exchange.send(reply)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        except (OSError, ProtocolError) as cause:
+            raise self._failed(during, cause, channel) from cause
+        finally:
+            exchange.close()
 
     async def close(self) -> None:
         """Release the association where the model wants it, and the line; never raises."""
@@ -429,8 +452,7 @@ class Session:
         channel = self._channel
         if association is not None and channel is not None and association.state is State.READY:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(RELEASE_S):
-                    await self._pump(channel, association.release(), "RLRQ")
+                await self._pump(channel, association.release(), "RLRQ", RELEASE_S)
         with contextlib.suppress(Exception):
             await self._close_channel()
         self._opening = (
@@ -508,7 +530,7 @@ class Session:
 
     async def _reserve(self, during: str) -> None:
         """Have counters on disk for what comes next."""
-        if self._reserved > COUNTERS_AT_ONCE // 4:
+        if self._reserved > COUNTERS_LEAST:
             return
         mark = self._mark()
         if mark is not None:
@@ -526,14 +548,14 @@ class Session:
 
     def _next_counter(self) -> int:
         assert self._counters is not None
-        mark = self._mark()
+        mark = self._marked or self._mark()
         assert mark is not None
         self._reserved -= 1
         return self._counters.next(mark[1], mark[2])
 
     def _accept(self, title: bytes, counter: int) -> bool:
         assert self._counters is not None
-        mark = self._mark()
+        mark = self._marked or self._mark()
         assert mark is not None
         return self._counters.accept(title, mark[2], "association", counter)
 
@@ -547,10 +569,16 @@ class Session:
         except MeterError:
             raise
         except (OSError, ProtocolError) as cause:
-            refused = refusal_of(cause)
-            if refused:
-                events.answer_refused(self.meter.id, refused, during)
-            raise self.explain(during, cause, channel) from cause
+            raise self._failed(during, cause, channel) from cause
+
+    def _failed(
+        self, during: str, cause: OSError | ProtocolError, channel: AnyChannel | None
+    ) -> MeterError:
+        """What a step raises; an answer that was refused is counted."""
+        refused = refusal_of(cause)
+        if refused:
+            events.answer_refused(self.meter.id, refused, during)
+        return self.explain(during, cause, channel)
 
     def explain(
         self,
