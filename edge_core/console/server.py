@@ -24,6 +24,7 @@ import hmac
 import ipaddress
 import logging
 import socket
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from edge_core.errors import OpenDCUError
 from edge_core.health import events, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.requests import Request
 
@@ -246,19 +247,23 @@ class Console:
             _natural(wanted.get("offset"), 0),
             min(_natural(wanted.get("limit"), 50), MAX_ROWS),
         )
-        page = [dict(row) | self._account(row["meter"]) for row in rows[offset : offset + limit]]
+        shown = rows[offset : offset + limit]
+        accounts = await asyncio.gather(*(self._account(row["meter"]) for row in shown))
+        page = [dict(row) | account for row, account in zip(shown, accounts, strict=True)]
         return _json({"total": len(rows), "counts": counts, "offset": offset, "rows": page})
 
-    def _account(self, meter: str) -> dict[str, Any]:
+    async def _account(self, meter: str) -> dict[str, Any]:
         """Captured and missing rows of the profiles of a meter."""
-        entries = self._view.gaps(meter)
+        found = self._view.gaps(meter)
+        entries = await found if isinstance(found, Awaitable) else found
         return {
             key: sum(entry.get(key) or 0 for entry in entries) for key in ("captured", "missing")
         }
 
     async def _meter(self, request: Request) -> Response:
         try:
-            meter = self._view.meter(request.path_params["meter"])
+            found = self._view.meter(request.path_params["meter"])
+            meter = await found if isinstance(found, Awaitable) else found
         except KeyError:
             return _json({"error": "no such meter here"}, 404)
         civil = self._view.overview().get("civil", 0)

@@ -1,7 +1,7 @@
 """What the console needs to see of a running gateway, and its answer to "why is this meter silent?".
 
 The gateway hands in an object that has these methods; each returns plain JSON-like values, changes nothing and is
-called from the event loop. A value that is not known is left out or None, and the page shows a dash.
+called from the event loop; what another process must be asked for is awaited. A value that is not known is left out or None, and the page shows a dash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edge_core.health.words import lasting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
 Row = dict[str, Any]
 
@@ -31,11 +31,11 @@ class View(Protocol):
         """
         ...
 
-    def meter(self, meter: str) -> Row:
+    def meter(self, meter: str) -> Row | Awaitable[Row]:
         """The row, with address, due (next reads by job) and `ledger`; KeyError for a meter that is not polled here."""
         ...
 
-    def gaps(self, meter: str) -> Sequence[Row]:
+    def gaps(self, meter: str) -> Sequence[Row] | Awaitable[Sequence[Row]]:
         """The ledger of a meter: an entry a device and profile, with period, runs, holes, captured, missing."""
         ...
 

@@ -45,6 +45,11 @@ class Peers:
             if answer is not None
         }
 
+    async def ask_one(self, name: str, request: Request, timeout_s: float = ANSWER_S) -> Any:
+        """What the process of this socket answers; None when it does not."""
+        path = self._directory.path / f"{name}.sock"
+        return await asyncio.to_thread(_ask, path, request, timeout_s)
+
 
 def _ask(path: Path, request: Request, timeout_s: float) -> Any:
     try:

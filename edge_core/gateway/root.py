@@ -31,6 +31,7 @@ from edge_core.gateway.peers import Peers
 from edge_core.gateway.room import RoomWatch
 from edge_core.gateway.tending import tend
 from edge_core.gateway.views import Views
+from edge_core.gateway.whole import WholeView
 from edge_core.health import events
 from edge_core.health.watchdog import Watchdog, notify
 from edge_core.journal import CounterStore, Journals
@@ -370,7 +371,9 @@ class Gateway:
         except ImportError as missing:
             log.info("console: not started, %s is not installed", missing.name)
             return
-        room("console", serve(self.config, self.views))
+        whole = WholeView(self.views, self.peers, self.clock)
+        room("console", serve(self.config, whole))
+        room("console's view", whole.run())
 
     # --- health
 

@@ -43,11 +43,14 @@ class Waker:
         self._socket: socket.socket | None = None
         self._lines: deque[tuple[str, bytes]] = deque()
         self._thread: threading.Thread | None = None
+        self._closed = False
         self.lost = 0  # lines that did not arrive
 
     def send(self, word: str, line: bytes = b"") -> bool:
         """Send a line, now, or behind those that wait; a word without a line is not kept. False: it does not arrive."""
         with self._lock:
+            if self._closed:
+                return False
             if not self._lines and (arrived := self._put(_octets(word, line))) is not False:
                 return bool(arrived)
             if not line:
@@ -65,6 +68,7 @@ class Waker:
     def close(self) -> None:
         """Let go of the socket."""
         with self._lock:
+            self._closed = True
             self._lines.clear()
             self._drop()
 

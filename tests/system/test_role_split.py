@@ -156,7 +156,9 @@ def test_each_is_killed_and_nothing_is_lost(gateway, fleet, cloud, settled):
         if roles not in (UPLINK, DLMS):  # the others go on
             gasp(gateway, fleet, cloud, number % 4)
         gateway.run(roles)
-        eventually_sync(lambda n=before: len(cloud.cells) > n, 40)
+        eventually_sync(
+            lambda n=before: gateway.ask("sweep", timeout_s=2) and len(cloud.cells) > n, 40
+        )
     settled(gateway, 40)
     gasp(gateway, fleet, cloud, 3)
     assert {epoch for _, epoch, _ in cloud.arrived} == {cloud.arrived[0][1]}  # no new epoch
