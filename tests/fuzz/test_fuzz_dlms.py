@@ -56,6 +56,22 @@ def test_any_octets(name: str) -> None:
     run()
 
 
+FOUND = {
+    "a gateway header that is cut": "000101c101010001e7",
+    "a compact-array of nothing": (
+        "01040204090c07e30c241f0217000000ff0001041301003201400200100001000100010000041000020404020410"
+        "1301000100010000041000020404020410130100320140010032014002"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+@pytest.mark.parametrize("name", DECODERS)
+def test_what_atheris_found(name: str, what: str) -> None:
+    with contextlib.suppress(ProtocolError):
+        DECODERS[name](bytes.fromhex(FOUND[what]))
+
+
 def test_a_decoded_tree_is_written_as_it_was_read() -> None:
     @settings(max_examples=300, deadline=None)
     @given(ANY)

@@ -192,7 +192,7 @@ def _wrapper(octets: bytes) -> Unframed:
 
 def _without_gateway(apdu: bytes) -> bytes:
     """Some concentrators prepend E6 or E7, a network id and the physical address of the meter behind them."""
-    if apdu[:1] in (b"\xe6", b"\xe7") and len(apdu) > 3 + apdu[2]:
+    if apdu[:1] in (b"\xe6", b"\xe7") and len(apdu) > 3 and len(apdu) > 3 + apdu[2]:
         return apdu[3 + apdu[2] :]
     return apdu
 
