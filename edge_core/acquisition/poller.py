@@ -32,6 +32,7 @@ from edge_core.acquisition.causes import (
 )
 from edge_core.acquisition.clockwatch import ClockWatch
 from edge_core.acquisition.drivers import Site, open_driver
+from edge_core.acquisition.kept import KeptSessions
 from edge_core.acquisition.lines import Lane, Turn
 from edge_core.acquisition.profiles import (
     SAMPLE_PERIOD_S,
@@ -109,6 +110,7 @@ class Poller:
         self._wake = asyncio.Event()
         self._stopping = False
         self._full_until = 0.0
+        self.kept = KeptSessions()
         self.counts: Counter[str] = Counter()
         self.on_block: Callable[[dict[str, Any]], None] | None = None  # `opendcu tap`
         self.lines = {
@@ -198,6 +200,7 @@ class Poller:
             for task in visits:
                 task.cancel()
             await asyncio.gather(*visits, return_exceptions=True)
+            await self.kept.close()
 
     def stop(self) -> None:
         """End `run`; visits under way are cancelled, which releases their associations."""
@@ -439,12 +442,24 @@ class Poller:
         return state.line.lane.urgent(turn.priority)
 
     async def _attempt(self, state: MeterState, jobs: list[Job], turn: Turn[list[Job]]) -> Visited:
+        kept = self.kept.take(state.config.id)
+        if kept is not None:
+            result = await self._attempt_with(kept, state, jobs, turn)
+            given_up = result.error is not None and not result.rows
+            if not given_up or isinstance(result.error, errors.WrongMeter):
+                return result
+            # the meter had given the association up, with a word or without: another one will tell
         try:
             driver = self.driver(state)
         except errors.KeyRejected as error:
             refused = Visited()
             refused.error = error
             return refused
+        return await self._attempt_with(driver, state, jobs, turn)
+
+    async def _attempt_with(
+        self, driver: Driver, state: MeterState, jobs: list[Job], turn: Turn[list[Job]]
+    ) -> Visited:
         visit = Visit(
             state.config,
             state.model,
@@ -460,9 +475,11 @@ class Poller:
             deltas=state.deltas,
             answered=lambda: state.line.lane.answered(turn, self.clock.monotonic()),
         )
+        well = False
         try:
             async with asyncio.timeout(VISIT_S):
                 await visit.run(jobs)
+            well = True
         except errors.MeterError as error:
             visit.result.error = error
         except errors.JournalError as error:  # counters must be on disk before they are used
@@ -479,7 +496,8 @@ class Poller:
                 state.config.id, state.config.line, "visit", f"fault of ours: {unexpected!r}"
             )
         finally:
-            await driver.close()
+            if not well or self._stopping or not self.kept.keep(state.config.id, driver):
+                await driver.close()
         result = visit.result
         for future in result.appended:
             future.add_done_callback(functools.partial(self._appended, state))
@@ -601,6 +619,7 @@ class Poller:
         _, future, tracer = work
         if future.done():  # nobody waits any more
             return False
+        await self.kept.release(state.config.id)
         try:
             driver = self.driver(state, tracer)
         except errors.KeyRejected as error:

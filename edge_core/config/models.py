@@ -155,6 +155,8 @@ class Association(_Table, frozen=True, kw_only=True):
         max_pdu_size: octets we can receive, as proposed in the AARQ.
         system_title: ours, if this model demands another one than the gateway's.
         release: RLRQ plain, RLRQ with the ciphered InitiateRequest, or just close.
+        keep_s: seconds that an association may stay open unused (wrapper over TCP), for meters that allow it: the next read
+            needs no AARQ then; 0 = it is released after every visit.
         serial: object with the device serial.
         nameplate: other objects read at first contact, name to logical name.
     """
@@ -175,6 +177,7 @@ class Association(_Table, frozen=True, kw_only=True):
     max_pdu_size: Annotated[int, msgspec.Meta(ge=12, le=65535)] = 65535
     system_title: Octets8 = ""
     release: Literal["rlrq", "rlrq-ciphered", "close"] = "rlrq"
+    keep_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     serial: ObisCode = ObisCode("0.0.96.1.0.255")
     nameplate: dict[str, ObisCode] = {}
 

@@ -90,6 +90,11 @@ class AsyncioStream(asyncio.Protocol):
 
     # --- called by the user
 
+    @property
+    def ended(self) -> bool:
+        """Has the line ended, or does something wait unread that nobody asked for?"""
+        return self._ended is not None or bool(self._pending)
+
     def write(self, octets: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return

@@ -79,6 +79,11 @@ class WrapperChannel:
         self._reader = WrapperReader(max_apdu)
         self.heard = 0
 
+    @property
+    def ended(self) -> bool:
+        """Has the other side closed the line?"""
+        return getattr(self._stream, "ended", False)
+
     async def exchange(self, apdu: bytes, silence_s: float, whole_s: float) -> bytes:
         if apdu:
             self._stream.write(wrap(self._client, self._server, apdu))

@@ -93,6 +93,19 @@ class Driver:
         self._changes = Changes(memory)
         self._notices: list[tuple[str, dict[str, Any]]] = []
 
+    # --- kept between visits
+
+    @property
+    def keep_s(self) -> float:
+        """For how many seconds this session may stay open unused; 0 = it is to be closed."""
+        alone = self.session.line.framing == "wrapper" and self.session.line.transport == "tcp"
+        return self._model.association.keep_s if alone and self.session.open else 0
+
+    def resume(self) -> bool:
+        """Begin another visit with this session; False when it is no longer open."""
+        self._offset_s, self._changes = None, Changes(self._memory)
+        return self.session.alive
+
     # --- who and when
 
     async def identify(self) -> Device:

@@ -165,6 +165,11 @@ class Session:
         """Is there an association that can be used?"""
         return self.association is not None and self.association.state is State.READY
 
+    @property
+    def alive(self) -> bool:
+        """Is it open, and the line not ended by the other side, as far as we have heard?"""
+        return self.open and isinstance(self._channel, WrapperChannel) and not self._channel.ended
+
     # --- opening
 
     async def associate(self) -> Association:
@@ -392,7 +397,8 @@ class Session:
             self.address.port,
             timeout_s=min(tcp.CONNECT_TIMEOUT_S, self.silence_s),
             tracer=self._tracer,
-            keep_alive=False,  # somebody always waits for an answer
+            # a line that is always waited on needs none
+            keep_alive=bool(self.model.association.keep_s),
         )
 
     async def _close_channel(self) -> None:
