@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 READY_S = 100.0  # a nucleus gives a start 120 s, and a start that hangs is a fault of ours
 LEAVE_S = 0.5
-KEYS_S = 60.0  # between tries to get keys from a cloud that was away at the start
+KEYS_S = (2.0, 60.0)  # between tries to get keys from a cloud that was away at the start
 
 
 class Runner:
@@ -161,11 +161,15 @@ class Runner:
 
     async def _until_keys(self, gateway: Gateway) -> None:
         """Start the gateway anew with its keys, once the cloud that keeps them answers."""
-        while (away := gateway.keys.unavailable) is not None:
-            log.warning("keys: no ciphered meter is read until then: %s", away)
-            await asyncio.sleep(KEYS_S)
+        wait, most = KEYS_S
+        if gateway.keys.unavailable is not None:
+            log.warning("keys: no ciphered meter is read now: %s", gateway.keys.unavailable)
+        while gateway.keys.unavailable is not None:
+            await asyncio.sleep(wait)
+            wait = min(most, wait * 2)
             ring = await asyncio.to_thread(KeyRing.of, gateway.config)
             if ring.unavailable is None and self.following is None and self.code is None:
+                log.info("keys: they are here now, the gateway starts anew with them")
                 self.following = gateway.config
                 gateway.stop(another_follows=True)
                 return

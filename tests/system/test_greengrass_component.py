@@ -19,6 +19,7 @@ from tests.integration.uplink.conftest import Cloud
 from tests.system.boxes import GATEWAY, SET, Box, build
 from tests.system.conftest import Fleet
 
+NOTHING: dict[str, Any] = {"polling": {}}
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
@@ -87,6 +88,65 @@ def test_the_main_job_through_update_rollback_kill_and_a_dropped_connection(
     truth = settled(box, 60.0)
     assert len(truth) > 4_000
     assert len({epoch for _, epoch, _ in cloud.arrived}) == 1
+    assert box.terminate() == 0
+
+
+def test_sigterm_at_any_point_of_a_run_is_safe_within_four_seconds(
+    box: Callable[..., Box], fleet: Fleet, mosquitto: Mosquitto, cloud: Cloud, civil: dict[str, str],
+    settled: Callable[..., Any],
+) -> None:  # fmt: skip
+    box = box("lite", mosquitto.port, civil)
+    box.deploy()
+    fleet.order(
+        "fault", meter=0, what="slow", **{"for": 600.0}
+    )  # a session is open most of the time
+    for visits in range(
+        5
+    ):  # ends after so many visits of the first run, the midnight reads among them
+        box.start()
+        eventually_sync(
+            lambda v=visits: (box.ask("overview") or NOTHING)["polling"].get("visits", 0) >= v, 20
+        )
+        assert box.terminate() == 0  # which is bounded
+    fleet.order("fault", meter=0, what="slow", **{"for": 0.0})
+    box.start()
+    truth = settled(box, 60.0)
+    assert len(truth) > 4_000
+    assert box.terminate() == 0
+
+
+def test_an_alarm_that_is_not_out_puts_an_update_off(
+    box: Callable[..., Box], fleet: Fleet, civil: dict[str, str]
+) -> None:
+    box = box("classic", env=civil)
+    listen = {"push.listen": f"udp://127.0.0.1:{box.push_port}"}
+    box.nucleus.order("configure", value=box.settings(Set=listen))
+    box.deploy()
+    box.start()
+    fleet.order("freeze")
+    box.ask("sweep", timeout_s=10)  # no midnight run is open any more
+    box.nucleus.fail("PublishToIoTCore", "ServiceError", times=1_000_000)
+    fleet.order("gasp", meter=0, to=f"udp://127.0.0.1:{box.push_port}", how="genuine")
+    eventually_sync(lambda: box.ask("journal-status")["alarms_waiting"] > 0, 20)
+    box.nucleus.order("notice", deployment="d1")
+    box.nucleus.until(lambda s: len(s["deferrals"]) == 1)
+    (answer,) = box.nucleus.order("status")["deferrals"]
+    assert 0 < answer["recheckAfterMs"] <= 60_000
+    assert "an alarm is not out" in answer["message"]
+    assert box.terminate() == 0
+
+
+def test_keys_that_the_cloud_has_come_when_it_answers(
+    box: Callable[..., Box], fleet: Fleet, mosquitto: Mosquitto, cloud: Cloud, civil: dict[str, str],
+) -> None:  # fmt: skip
+    box = box("classic", mosquitto.port, civil)
+    box.deploy()
+    box.nucleus.order("hang", operations=["GetSecretValue"])
+    process = box.start()  # ready, and it waits for nobody
+    eventually_sync(lambda: box.says("no ciphered meter is read now", "secret kek"), 20)
+    box.nucleus.order("hang", operations=[])
+    eventually_sync(lambda: any(t == "reads/interval" for t, _ in list(cloud.documents)), 40)
+    assert process.poll() is None
     assert box.terminate() == 0
 
 
