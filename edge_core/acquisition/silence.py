@@ -50,6 +50,7 @@ class Silences:
         self._guard = threading.Lock()
         began = self._time()
         self._heard = dict.fromkeys(self._after, began)
+        self._spoken: set[str] = set()
         self._silent = {m: float(at) for m in self._after if (at := get(m, KEY)) is not None}
 
     def _time(self) -> float:
@@ -66,12 +67,20 @@ class Silences:
         with self._guard:
             return frozenset(self._silent)
 
+    def quiet_s(self, meter: str) -> float | None:
+        """Seconds since a meter was heard; None where it never was, or is not listened for."""
+        with self._guard:
+            if meter in self._silent:
+                return max(0.0, self._clock.now() - self._silent[meter])
+            return self._time() - self._heard[meter] if meter in self._spoken else None
+
     def heard(self, meter: str) -> float | None:
         """A meter spoke; how long it was silent in seconds if that had been told, else None."""
         if meter not in self._after:
             return None
         with self._guard:
             self._heard[meter] = self._time()
+            self._spoken.add(meter)
             since = self._silent.pop(meter, None)
             if since is None:
                 return None

@@ -96,7 +96,7 @@ class Views:
             "hours_left": None if journal.hours_left is None else int(journal.hours_left),
             "meters": {
                 "total": len(gateway.poller.meters),
-                "silent": sum(1 for s in states if s.failures),
+                "silent": sum(1 for s in states if s.failures) + len(self._fell_silent()),
                 "parked": sum(1 for s in states if s.parked and now < s.parked[1]),
             },
             "clock": {
@@ -124,6 +124,25 @@ class Views:
         """One line per meter."""
         return [self._row(state) for state in self._gateway.poller.meters.values()]
 
+    def _fell_silent(self) -> frozenset[str]:
+        """Meters that only speak, and do not."""
+        listener = self._gateway.listener
+        return listener.silences.silent if listener is not None else frozenset()
+
+    def _spoken(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The line of a meter that only speaks: when it was heard takes the place of when it was read."""
+        listener = self._gateway.listener
+        quiet_s = listener.silences.quiet_s(row["meter"]) if listener is not None else None
+        if quiet_s is None:
+            return row
+        row["last_read"] = int(self._gateway.clock.now() - quiet_s)
+        if row["meter"] in self._fell_silent():
+            text = f"nothing was pushed for {quiet_s:.0f} s"
+            row |= {"state": "silent", "error": text, "error_class": "LineSilent", "failures": 1}
+        elif row["state"] == "not yet read":
+            row["state"] = "ok"
+        return row
+
     def _row(self, state: MeterState) -> dict[str, Any]:
         now = self._gateway.clock.now()
         if state.parked and now < state.parked[1]:
@@ -132,7 +151,7 @@ class Views:
             word = "silent"
         else:
             word = "reading" if state.busy else ("ok" if state.last_read else "not yet read")
-        return {
+        row = {
             "meter": state.config.id,
             "line": state.config.line,
             "model": state.config.model,
@@ -145,6 +164,7 @@ class Views:
             "error_class": None if state.last_error is None else type(state.last_error).__name__,
             "clock_offset_s": None if state.offset_s is None else round(state.offset_s),
         }
+        return self._spoken(row)
 
     def meter(self, meter: str) -> dict[str, Any]:
         """Everything known of one meter: why is it silent, what is delivered, what is missing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from edge_core.acquisition.drivers import ProfileRequest
 from edge_core.protocols.dlms.association import Association
 from edge_core.protocols.dlms.terms import Terms
+from edge_core.protocols.hdlc.frame import FrameReader, Kind
 from edge_core.transports import tcp
 from simulators.dlms.lines import wrap
 from tests.integration.dlms.conftest import Bench, rows_of, truth_of
@@ -88,6 +90,46 @@ def test_a_request_has_the_size_that_the_meter_takes(told: int, room: int) -> No
     association = Association(Terms())
     association.server_max_pdu = told
     assert association._room(5000) == room
+
+
+async def test_lost_frames_of_an_hdlc_line_are_asked_for_with_rr(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every seventh answer is lost on its way: nothing is asked twice, no counter is used twice."""
+    connect = tcp.connect
+
+    class Lossy:
+        def __init__(self, stream: Any) -> None:
+            self._stream, self._count = stream, 0
+
+        async def read(self, timeout_s: float) -> bytes:
+            octets = await self._stream.read(timeout_s)
+            self._count += 1
+            if self._count % 7 == 0:
+                return bytes(await self._stream.read(timeout_s))
+            return bytes(octets)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._stream, name)
+
+    async def lossy(*args: Any, **more: Any) -> Any:
+        return Lossy(await connect(*args, **more))
+
+    monkeypatch.setattr(tcp, "connect", lossy)
+    b = await bench(framing="hdlc", pdu=512)
+    b.meter.freeze()
+    driver = b.driver(timeout_s=0.5)
+    since = truth_of(b.meter, "interval")[-20][0]
+    blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
+    await driver.close()
+    assert rows_of(blocks) == truth_of(b.meter, "interval", since)
+    assert b.fleet.record.violations == 0
+    reader = FrameReader()
+    reader.feed(b"".join(octets for way, octets in b.frames if way == "send"))
+    kinds: Counter[Kind] = Counter()
+    while (frame := reader.next()) is not None:
+        kinds[frame.kind] += 1
+    assert kinds[Kind.RR] >= 2
 
 
 class Dribble:

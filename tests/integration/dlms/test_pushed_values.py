@@ -383,8 +383,11 @@ async def test_a_port_that_falls_silent_is_told_once_and_once_that_it_is_back(
     port.send(frame)
     await s.counted("heard", 2)
     assert s.listener.silences.silent == frozenset()
-    s.clock.advance(125)
+    s.clock.advance(25)
+    assert s.listener.silences.quiet_s("M1") == 25
+    s.clock.advance(100)
     await s.counted("silent")
+    assert s.listener.silences.quiet_s("M1") == 125
     s.clock.advance(10_000)
     port.send(frame)
     await s.counted("back")
