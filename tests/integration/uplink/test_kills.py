@@ -63,6 +63,7 @@ def kill_and_drain(
             else:
                 alarms.add(alarm_id(name, "last-gasp", (), int(at)))
     cloud.misbehave = {}
+    cloud.flush()
     process = victim(folder, mosquitto.url, kills + 4, "drain")
 
     def ended() -> bool:
