@@ -3,7 +3,8 @@
 A datagram arrives at a UDP socket in a thread of its own (as the listener has it), becomes an alarm, goes through
 `Journal.alarm`, the alarms lane and MQTT to a real mosquitto; a subscriber in a process of its own stamps the arrival
 with the same monotonic clock. Parsing and deciphering the push belong to the listener's benchmark. The peer is the
-shortest path there is: a bare paho client that publishes the same octets from the datagram's thread.
+shortest path there is: a bare paho client that publishes the same octets from the datagram's thread. "In two processes":
+listener and journal stand in a process of their own, and the alarm comes to the uplink's by a datagram of ours.
 
 usage: gasp_latency.py [--quick]
 """
@@ -36,7 +37,9 @@ from common import save, table
 from edge_core.clock import SystemClock
 from edge_core.config.schema import Config, Gateway, Uplink
 from edge_core.domain import make_alarm
-from edge_core.journal import Journal
+from edge_core.gateway.wires import Wires
+from edge_core.journal import Journal, Journals
+from edge_core.journal.datadir import DataDirectory
 from edge_core.uplink.clients import make_client
 from edge_core.uplink.sender import Sender
 from edge_core.uplink.topics import Topics
@@ -174,6 +177,76 @@ def bare(broker: int) -> dict[str, float]:
     return result
 
 
+LISTENER = """
+import sys, threading
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+sys.argv[1:], folder = [], sys.argv[1]
+from gasp_latency import alarm, udp
+from edge_core.clock import SystemClock
+from edge_core.gateway.wires import Wires
+from edge_core.gateway.wires import Wires
+from edge_core.journal import Journal, Journals
+from edge_core.journal.datadir import DataDirectory
+from edge_core.journal.datadir import DataDirectory
+directory = DataDirectory(folder)
+journal = Journal.open(directory.journal("push"), clock=SystemClock())
+nothing = lambda: None
+wires = Wires(directory, "push", ["push"], journal, None, on_news=nothing, on_look=nothing)
+print(udp(lambda n: journal.alarm(alarm(n))), flush=True)
+threading.Event().wait()
+"""
+
+
+def listener_elsewhere(data: Path) -> subprocess.Popen[str]:
+    """The process with the listener; its first line is its port."""
+    here = Path(__file__).resolve().parent
+    return subprocess.Popen(
+        [sys.executable, "-c", LISTENER, str(data), str(here), str(here.parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def across(broker: int, folder: Path) -> dict[str, dict[str, float]]:
+    """The listener in another process than the uplink."""
+    clock = SystemClock()
+    directory = DataDirectory(folder / "split").prepare()
+    config = Config(
+        gateway=Gateway(id="dcu-0001", data_dir=str(directory.path)),
+        uplink=Uplink(url=f"mqtt://127.0.0.1:{broker}"),
+    )
+    journals = Journals(Journal.open(directory.journal(), clock=clock), clock)
+    client = make_client(config, Topics("dcu", "dcu-0001").subscription)
+    sender = Sender(config, journals, client, clock)
+    wires = Wires(directory, "", ["uplink"], journals.own, journals,
+                  on_news=lambda: None, on_look=sender.look)  # fmt: skip
+    wires.start(asyncio.get_running_loop())
+    arrivals = Arrivals(broker, ack=True)
+    child = listener_elsewhere(directory.path)
+    assert child.stdout
+    port = int(await asyncio.to_thread(child.stdout.readline))
+    task = asyncio.create_task(sender.run())
+    while sender.status().state != "connected":  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    out = {}
+    sent = await gasp(port, range(3_000, 3_000 + GASPS), EVERY_S)
+    await all_arrived(arrivals, sent)
+    out["idle, in two processes"] = figures(arrivals, sent)
+    sent = await gasp(port, range(200_000, 200_000 + STORM), 0.0002)
+    await all_arrived(arrivals, sent)
+    out["5,000 within a second, in two processes"] = figures(arrivals, sent)
+    sender.stop()
+    await task
+    child.kill()
+    child.wait()
+    wires.close()
+    journals.close()
+    journals.own.close()
+    arrivals.close()
+    return out
+
+
 async def ours(broker: int, folder: Path) -> dict[str, dict[str, float]]:
     clock = SystemClock()
     config = Config(
@@ -251,6 +324,7 @@ def main() -> None:
         try:
             time.sleep(0.5)
             results = {"peer: bare paho": bare(broker)} | asyncio.run(ours(broker, folder))
+            results |= asyncio.run(across(broker, folder))
         finally:
             mosquitto.kill()
             mosquitto.wait()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,7 @@ from typing import Any, Self
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from edge_core.gateway.split import name_of  # noqa: E402
 from edge_core.journal.datadir import DataDirectory  # noqa: E402
 from edge_core.transports.control import ask  # noqa: E402
 
@@ -143,6 +145,13 @@ class Running(Child):
                     raise
                 time.sleep(0.02)
 
+    def ask_of(self, roles: str, do: str, wait_s: float = 300.0, **what: Any) -> Any:
+        """The same to the process with these roles."""
+        path = self.directory.control_of(name_of(roles.split(",")))
+        while not path.exists() and time.monotonic() < self.began + 60:
+            time.sleep(0.02)
+        return ask(path, {"do": do, **what}, wait_s)
+
     def _socket(self) -> Path:
         """Where it answers: that depends on its roles."""
         there = [path for path in self.directory.controls() if path.exists()]
@@ -156,18 +165,18 @@ class Running(Child):
         return {"read": read, "wall_s": round(took, 3), "cpu_s": round(used, 3)}
 
 
-class Peak:
-    """The largest PSS of a process while the block runs, sampled four times a second."""
+class Peaks:
+    """The largest value of a measure while the block runs, sampled four times a second."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid, self.mb = pid, 0.0
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure, self.mb = measure, 0.0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def _sample(self) -> None:
         while not self._end.wait(0.25):
             try:
-                self.mb = max(self.mb, pss_mb(self.pid))
+                self.mb = max(self.mb, self._measure())
             except (OSError, ValueError):
                 return
 
@@ -183,3 +192,10 @@ class Peak:
     ) -> None:
         self._end.set()
         self._thread.join()
+
+
+class Peak(Peaks):
+    """The largest PSS of a process while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(lambda: pss_mb(pid))
