@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from edge_core.config.models import load_model
 from edge_core.domain import ALARM_KINDS, Secret
 from edge_core.errors import LocalProtocolError, MalformedApdu, MalformedFrame, TagInvalid
-from edge_core.protocols.dlms import apdu, axdr, bodies, ciphering, push
+from edge_core.protocols.dlms import apdu, axdr, bodies, ciphering, general, push
 from edge_core.protocols.dlms.cosem import Attribute, CaptureObject
 from edge_core.protocols.dlms.push import Alert, Cause, PushSchema
 from edge_core.protocols.dlms.security import AUTHENTICATED, ENCRYPTED, SecurityContext
@@ -107,6 +108,23 @@ def test_tampering_is_seen_and_nothing_is_read() -> None:
     assert envelope.counter == 7  # a claim: the caller must not store it
     with pytest.raises(TagInvalid):
         envelope.open(CONTEXT)
+
+
+@pytest.mark.parametrize("suite", [0, 1, 2])
+@pytest.mark.parametrize("key_info", ["none", "identified"])
+def test_a_push_by_general_ciphering_in_every_suite(suite: int, key_info: Any) -> None:
+    keys = (Secret(bytes([n]) * (32 if suite == 2 else 16)) for n in (1, 2))
+    context = SecurityContext(suite, *keys)
+    head = general.header(b"\0" * 8, TITLE, b"")
+    body = context.seal(TITLE, 9, india(85), more=head.octets)
+    info = general.write_key_info(general.KeyInfo(key_info))
+    sealed = b"\xdd" + head.octets + info + axdr.encode_octets(body)
+    envelope = push.open_datagram(wrap(1, 64, sealed))
+    assert (envelope.title, envelope.counter) == (TITLE, 9)
+    assert envelope.protection == "authenticated-encrypted"
+    assert envelope.open(context).plain == india(85)
+    with pytest.raises(TagInvalid):
+        push.open_datagram(wrap(1, 64, sealed.replace(b"\0" * 8, b"\1" * 8, 1))).open(context)
 
 
 def test_a_sealed_push_needs_keys_and_a_title() -> None:
