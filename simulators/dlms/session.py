@@ -98,7 +98,7 @@ class Session:
         """The first piece of an answer that is cut as it is, sealed or not."""
         room = self._pdu - 16
         self._pieces = [answer[i : i + room] for i in range(0, len(answer), room)]
-        self._lost = set(range(3, len(self._pieces) + 1, 4)) if self._loses() else set()
+        self._lost = set(range(3, len(self._pieces) + 1, 8)) if self._loses() else set()
         return self._piece(1)
 
     def _loses(self) -> bool:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 INPUT_OCTETS = 4096
-INPUT_S = 5
+INPUT_S = 10
 MEMORY_MB = 1024
 
 

@@ -152,13 +152,14 @@ async def test_a_meter_that_says_nothing_to_a_low_counter_is_compared_before_it_
     fingerprint = Secret(b.meter.keys.guek).fingerprint()
     ours = b.counters.current(b.site.title, fingerprint)
     assert ours is not None
-    b.meter.counters().accept(ours + 1000)
     b.meter.faults.begin("silent", b.clock.monotonic() + 3600)
-    driver = b.driver(timeout_s=0.3)
-    with pytest.raises(LineSilent):
+    driver = b.driver(timeout_s=1.5)
+    with pytest.raises(LineSilent) as silent:
         await driver.identify()
+    assert silent.value.during == "AARQ"
     await driver.close()
     b.meter.faults.end("silent")
+    b.meter.counters().accept(ours + 1000)
     before = b.fleet.record.violations
     b.frames.clear()
     assert await interval(b)

@@ -139,10 +139,10 @@ async def test_lost_blocks_are_asked_for_again(bench: Make) -> None:
     """Datagrams are lost: the block is asked for again, the request, which is sealed, never."""
     b = await bench(quirks=("general-block-transfer", "block-loss"), pdu=512, transport="udp")
     model = changed("is15959-3ph", ciphering="general-glo", general_block_transfer=True)
-    line = Line(id="l", transport="udp", framing="wrapper", timeout_s=0.3)
+    line = Line(id="l", transport="udp", framing="wrapper", timeout_s=1.0)
     await read_all(b, model=model, line=line)
     asked = [octets[8:] for way, octets in b.frames if way == "send" and octets[8] == 0xE0]
-    assert len(asked) > len(set(asked)) > 5
+    assert len(asked) > len(set(asked)) > 5, "some were asked for twice"
     sealed = [octets for way, octets in b.frames if way == "send" and octets[8] != 0xE0]
     assert len(sealed) == len(set(sealed))
 

@@ -118,7 +118,7 @@ async def test_lost_frames_of_an_hdlc_line_are_asked_for_with_rr(
     monkeypatch.setattr(tcp, "connect", lossy)
     b = await bench(framing="hdlc", pdu=512)
     b.meter.freeze()
-    driver = b.driver(timeout_s=0.5)
+    driver = b.driver(timeout_s=1.0)
     since = truth_of(b.meter, "interval")[-20][0]
     blocks = list(await driver.read_profile(ProfileRequest("interval", since=since)))
     await driver.close()

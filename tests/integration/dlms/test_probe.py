@@ -56,7 +56,11 @@ async def test_a_dlms_meter_by_datagrams(bench: Make, told: bool) -> None:
     b = await bench(transport="udp")
     meter = b.meter
     target = Target(meter.host, meter.port, datagrams=told)
-    (found,) = await probed(target)
+    with (
+        socket.socket() as nobody
+    ):  # holds the TCP port of the same number, and takes no connection
+        nobody.bind((meter.host, meter.port))
+        (found,) = await probed(target)
     assert (found.framing, found.line) == ("wrapper", {"transport": "udp"})
     assert found.serial == meter.device.serial
     assert "is15959-3ph" in found.best()
