@@ -41,6 +41,7 @@ CAUSES = frozenset(
 
 _REFUSALS = (
     (Refused, ""),  # a no of the meter's is an answer that is believed, or a hint
+    (errors.CounterExhausted, ""),  # ours, not the answer's
     (errors.TagInvalid, "tag-invalid"),
     (errors.Replayed, "replayed"),
     (errors.Downgraded, "downgraded"),
