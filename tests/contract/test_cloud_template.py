@@ -243,9 +243,8 @@ def test_a_gateway_renews_and_claims_nothing(template):
 
 def test_both_templates_ask_who_may(template):
     for found in of_type(template, "AWS::IoT::ProvisioningTemplate").values():
-        assert found["PreProvisioningHook"]["TargetArn"] == {
-            "Fn::GetAtt": ["ProvisioningHook", "Arn"]
-        }
+        asked = found["PreProvisioningHook"]["TargetArn"]
+        assert (asked.name, asked.value) == ("GetAtt", "ProvisioningHook.Arn")
 
 
 def test_a_claim_obtains_a_certificate_and_nothing_else(template):
