@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_core.journal.journal import RELEASES_AT_ONCE
 from edge_core.journal.journals import Freed
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Sources:
         self._outbox = outbox
         self._lock = threading.Lock()
         self._pending: dict[tuple[int, str, str], list[Freed]] = {}
+        self._segments = 0  # in them
         self._numbers: dict[tuple[str, int], int] = {}
         self._kept: dict[int, list[int]] = {}  # sequence numbers of rows, by source
         self._seq = 0
@@ -62,12 +64,16 @@ class Sources:
         return number
 
     def free(self, number: int, freed: Freed) -> None:
-        """Keep this until the owner has taken it; written with the next group."""
+        """Keep this until the owner has taken it; written with the next group, or at once when it is much."""
         with self._lock:
-            first = not self._pending
+            first, before = not self._pending, self._segments
             self._pending.setdefault((number, freed.cause, freed.why), []).append(freed)
+            self._segments += len(freed.segments)
+            much = before < RELEASES_AT_ONCE <= self._segments
         if first:
             self._outbox.write_later(self._rows)
+        if much:  # a kill would have all of it sent once more
+            self._outbox.sync()
 
     def freed(self, number: int) -> list[Freed]:
         """What is on disk for the owner of a file."""
@@ -88,7 +94,7 @@ class Sources:
 
     def _rows(self) -> list[Row]:
         with self._lock:
-            pending, self._pending = self._pending, {}
+            pending, self._pending, self._segments = self._pending, {}, 0
             rows: list[Row] = []
             for (number, cause, why), parts in pending.items():
                 self._seq += 1
