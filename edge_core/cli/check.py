@@ -11,6 +11,7 @@ import click
 from edge_core.cli.main import json_option
 from edge_core.config.keys import check_keys
 from edge_core.config.load import ConfigErrors, load
+from edge_core.detector.topology import measured
 
 if TYPE_CHECKING:
     from edge_core.config.schema import Config
@@ -50,6 +51,8 @@ def check(file: str, *, as_json: bool) -> int:
     click.echo(f"  meters        {document['meters']}")
     for model, count in sorted(document["models"].items()):
         click.echo(f"    {count:6}  {model}")
+    for name, below in document["transformers"].items():
+        click.echo(f"  transformer   {name}: its meter is balanced against {below} below it")
     return 0
 
 
@@ -63,6 +66,7 @@ def summary(config: Config) -> dict[str, Any]:
         "lines": len(config.lines),
         "meters": len(config.meters),
         "models": dict(Counter(meter.model for meter in config.meters.values())),
+        "transformers": {name: len(below) for name, below in measured(config.meters).items()},
     }
 
 

@@ -38,7 +38,10 @@ key_option = click.option(
               help="Ed25519 private key to sign with: 64 hex digits in a file; a new one is made without.")  # fmt: skip
 @click.option("--seed", default=1, show_default=True, help="Every draw comes from it.")
 @click.option(
-    "--replicas", default=8, show_default=True, help="How often each training household is altered."
+    "--replicas",
+    default=16,
+    show_default=True,
+    help="How often each training household is altered.",
 )
 @click.option("--rounds", default=200, show_default=True, help="How many trees.")
 @click.option("--depth", default=4, show_default=True, help="Of a tree.")
@@ -90,6 +93,11 @@ def train(readings: Path | None, *, out: Path, key_file: Path | None, seed: int,
 )
 @key_option
 @click.option("--baselines/--no-baselines", default=True, help="Compare with simple detectors.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with plots (HTML, everything in one file).",
+)
 @json_option
 def evaluate(
     readings: Path,
@@ -99,6 +107,7 @@ def evaluate(
     false_alarms: float,
     keys: tuple[str, ...],
     baselines: bool,
+    report: Path | None,
     as_json: bool,
 ) -> None:
     """How good the detector is on labelled READINGS, replayed day by day as the gateway would see them.
@@ -113,6 +122,11 @@ def evaluate(
     judge = load_judge(model_dir, false_alarms, keys)
     table = files.read(readings)
     result = figures.evaluate(table.wh, files.labels(labels, table), judge, compare=baselines)
+    if report is not None:
+        from edge_core.detector.report import page
+
+        report.write_text(page(result, f"{readings.name}, model {model_dir}"), encoding="utf-8")
+        click.echo(f"report: {report}", err=True)
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -184,7 +198,7 @@ def load_judge(model_dir: str, false_alarms: float, keys: tuple[str, ...] = ()) 
     card, onnx = store.load(
         store.BUILTIN if model_dir == "builtin" else Path(model_dir), store.trusted_keys(keys)
     )
-    return Judge(session_of(onnx), card.threshold(false_alarms), card.smooth_days)
+    return Judge(session_of(onnx), card.threshold(false_alarms), card.scales)
 
 
 def _figures(title: str, result: dict[str, Any], *, brief: bool = False) -> None:

@@ -341,7 +341,8 @@ class Meter(_Table, frozen=True, kw_only=True):
         multiplier: CT ratio times PT ratio: carried as a check, only the cloud's meter master scales.
         phase: L1, L2, L3 or a combination; for outage sense.
         feeder: name of its feeder; for outage sense.
-        transformer: name of its transformer; for outage sense.
+        transformer: name of its transformer; for outage sense, and for the energy balance: the meter whose id is that
+            name measures the transformer.
     """
 
     id: MeterId

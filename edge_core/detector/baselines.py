@@ -1,17 +1,21 @@
 """Simple detectors to compare with: seasonal z-score, isolation forest, autoencoder. Each gives a score a meter-day.
 
-The isolation forest is that of Liu, Ting, Zhou, ICDM 2008 (100 trees of 256 rows), the autoencoder a small ReLU net
-trained with Adam; both on standardised features of clean days only. Written in numpy, for evaluation alone: a box that
-evaluates needs no library for it. Higher = stranger.
+The isolation forest is that of Liu, Ting, Zhou, ICDM 2008 (100 trees of 256 rows): scikit-learn's where that is installed
+(extra `evaluate`), else our own, so that a box needs no library to evaluate. The autoencoder is a small ReLU net trained
+with Adam, in numpy. Both see standardised features of clean days only. Higher = stranger.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -44,6 +48,23 @@ def _standardised(table: Floats, clean: Mask) -> Floats:
     low, high = np.quantile(table[clean], (0.05, 0.95), axis=0)
     scaled = (table - middle) / np.maximum((high - low) / 2, 1e-3)
     return np.asarray(np.clip(scaled, -6, 6), np.float32)
+
+
+def forest() -> tuple[Callable[[Floats, Mask], Floats], str]:
+    """The isolation forest to compare with, and whose it is."""
+    try:
+        ensemble = importlib.import_module("sklearn.ensemble")
+        version = importlib.import_module("sklearn").__version__
+    except ImportError:
+        return isolation_forest, "numpy"
+
+    def theirs(table: Floats, clean: Mask) -> Floats:
+        x = _standardised(table, clean)
+        trained = ensemble.IsolationForest(n_estimators=100, max_samples="auto", random_state=0)
+        trained.fit(x[clean])
+        return np.asarray(-trained.score_samples(x))
+
+    return theirs, f"scikit-learn {version}"
 
 
 def isolation_forest(table: Floats, clean: Mask, seed: int = 0, trees: int = 100) -> Floats:

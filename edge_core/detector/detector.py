@@ -30,6 +30,7 @@ from edge_core.detector.history import Store
 from edge_core.detector.model import BUILTIN, ModelRefused, load, trusted_keys
 from edge_core.detector.replay import CONSUMPTION
 from edge_core.detector.scorer import ChildFailed, in_child
+from edge_core.detector.topology import measured
 from edge_core.detector.watch import Watch
 from edge_core.errors import JournalError
 from edge_core.health import metrics
@@ -310,6 +311,7 @@ class Detector:
         request = {
             "file": str(self._directory.detector),
             "days": days,
+            **await there(self._topology),
             "model": await there(self._model, self._config.detector.model, False),
             "shadow": await there(self._model, self._config.detector.shadow, True),
         }
@@ -330,6 +332,28 @@ class Detector:
         await there(self._scored, days, answer)
         return True
 
+    def _topology(self) -> dict[str, Any]:
+        """Transformers and the meters below each, as the numbers of those that have history."""
+        numbers, meters = self._store.meters, self._config.meters
+        known: list[list[Any]] = []
+        multipliers: dict[str, int] = {}
+        for name, below in sorted(measured(meters).items()):
+            under = [meter for meter in below if meter in numbers]
+            if name not in numbers or len(under) < len(
+                below
+            ):  # a balance that lacks a meter is none
+                silent = [meter for meter in (name, *below) if meter not in numbers]
+                self._told_once(
+                    f"transformer {name}",
+                    f"detector: transformer {name} is not balanced: nothing was ever read of {', '.join(silent[:5])}",
+                )
+                continue
+            known.append([numbers[name], [numbers[meter] for meter in under]])
+            for meter in (name, *under):
+                if meters[meter].multiplier != 1:
+                    multipliers[str(numbers[meter])] = meters[meter].multiplier
+        return {"transformers": known, "multipliers": multipliers}
+
     def _model(self, name: str, shadow: bool) -> dict[str, Any]:
         """A model directory for the child, its signature verified; empty when there is none that may be used.
 
@@ -349,7 +373,7 @@ class Detector:
             "sha256": card.onnx_sha256,
             "version": card.version,
             "threshold": card.threshold(self._config.detector.false_alarms),
-            "smooth_days": card.smooth_days,
+            "scales": card.scales,
             "typical": {k: v for k, v in card.typical.items() if k in importance},
             "weights": importance,
             "shadow": shadow,
@@ -382,7 +406,10 @@ class Detector:
 
     def _consumption(self, day: int, number: int, body: dict[str, Any]) -> None:
         """What the model finds; a shadow's findings have a kind of their own, so that nobody is sent out for them."""
-        since = day - body["smooth_days"] + 1
+        kind = f"{CONSUMPTION}-shadow" if body["shadow"] else CONSUMPTION
+        if body["lingers"] and not self._watch.goes_on(number, kind, day):
+            return
+        since = day - body["days"] + 1
         explain = {
             "why": "the pattern of consumption changed as it does with theft or a faulty meter",
             "since": name_of(since),
@@ -392,7 +419,7 @@ class Detector:
         }
         self._watch.fire(
             number,
-            f"{CONSUMPTION}-shadow" if body["shadow"] else CONSUMPTION,
+            kind,
             day,
             version=body["model"],
             score=body["score"],
@@ -413,6 +440,8 @@ class Detector:
         try:
             for day, part, scores in answer["scores"]:
                 self._store.put_scores(day, part, scores)
+            for day, part, model, logits in answer["logits"]:
+                self._store.put_logits(day, part, model, logits)
             self._store.commit()
         except BaseException:
             self._store.rollback()

@@ -42,6 +42,7 @@ def evaluate(
     begins = [(e.meter, e.first) for e in episodes]
     known = np.isfinite(wh).sum(axis=2) >= features.KNOWN_SLOTS
     result = count(begins, scores, labels, known)
+    result["curve"] = _curve(scores, replay.rule_fires(wh), labels, known)
     if compare:
         result["baselines"] = _compare(wh, labels, known, result["false_alarms"])
     return result
@@ -90,6 +91,7 @@ def count(
         if months
         else None,
         "late": late,
+        "delays_days": sorted(delays),
         "median_delay_days": _median(delays),
         "auc": auc(scores[active & scored], scores[clean & scored]),
         "by_kind": by_kind,
@@ -111,16 +113,27 @@ def _compare(wh: Floats, labels: Sequence[Label], known: Mask, allowed: int) -> 
     for label in labels:
         clean[label.meter, label.first : label.end + features.NEEDED_DAYS] = False
     out: dict[str, Any] = {}
-    smooth = replay.Judge(None, smooth_days=3)
-    for name, make in (
-        ("isolation_forest", baselines.isolation_forest),
-        ("autoencoder", baselines.autoencoder),
-    ):
+    forest, by = baselines.forest()
+    for name, make in (("isolation_forest", forest), ("autoencoder", baselines.autoencoder)):
         scores = np.full(usable.shape, np.nan)
         if clean.any():
             scores[usable] = make(table[usable], clean[usable])
-        out[name] = _matched(replay.averaged(scores, smooth), labels, known, allowed)
+        out[name] = _matched(replay.averaged(scores, 3), labels, known, allowed)
+    out["isolation_forest"]["by"] = by
     out["seasonal_z"] = _matched(baselines.seasonal_z(wh), labels, known, allowed)
+    return out
+
+
+def _curve(
+    scores: Floats, fires: Mask, labels: Sequence[Label], known: Mask
+) -> list[tuple[float, float]]:
+    """(false alarms per meter-month, share found) over thresholds, strictest first; nothing frozen, so an estimate."""
+    finite = scores[np.isfinite(scores)]
+    out = []
+    for share in np.geomspace(1e-4, 0.1, 40) if len(finite) and labels else ():
+        begins = replay.begins_of(scores, float(np.quantile(finite, 1 - share)), fires)
+        figures = count(begins, scores, labels, known)
+        out.append((figures["false_alarms_per_meter_month"] or 0.0, figures["found_rate"]))
     return out
 
 
@@ -128,16 +141,16 @@ def _matched(scores: Floats, labels: Sequence[Label], known: Mask, allowed: int)
     """Figures at the lowest threshold with no more than `allowed` false alarms."""
     finite = scores[np.isfinite(scores)]
     best = count([], scores, labels, known)
-    if not len(finite):
-        return best
-    for share in np.geomspace(1e-4, 0.2, 60):
+    curve: list[tuple[float, float]] = []
+    fits = True
+    for share in np.geomspace(1e-4, 0.2, 60) if len(finite) else ():
         with np.errstate(invalid="ignore"):
             begins = replay.episodes_of(scores > np.quantile(finite, 1 - share))
         figures = count(begins, scores, labels, known)
-        if figures["false_alarms"] > allowed:
-            break
-        best = figures
-    return best
+        fits = fits and figures["false_alarms"] <= allowed
+        best = figures if fits else best
+        curve.append((figures["false_alarms_per_meter_month"] or 0.0, figures["found_rate"] or 0.0))
+    return best | {"curve": curve}
 
 
 def auc(positive: Floats, negative: Floats) -> float | None:

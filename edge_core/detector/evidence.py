@@ -20,11 +20,14 @@ Mask = npt.NDArray[np.bool_]
 
 NOMINAL_V = (63.5, 120.0, 230.0)
 LOAD_A = 0.5
+IMBALANCE = 0.05
+"""Of the mean of three voltages; EN 50160 allows 2 % (3 % in places) of negative sequence."""
 LASTING_S = {
     "voltage-low": 4 * 3600,
     "voltage-high": 2 * 3600,
     "current-without-voltage": 1800,
     "neutral-loss": 1800,
+    "voltage-imbalance": 2 * 3600,
     "neutral-current": 2 * 3600,
     "current-without-energy": 3600,
     "current-reversed": 2 * 3600,
@@ -36,7 +39,8 @@ EXPECTED = {
     "voltage-high": "at most 110 % of the nominal voltage",
     "current-without-voltage": "no current on a phase without voltage",
     "neutral-loss": "phases that move together",
-    "neutral-current": "the current of the phase in the neutral too",
+    "voltage-imbalance": "three voltages within 5 % of their mean",
+    "neutral-current": "the current of the phase in the neutral too, of three phases no more than their sum",
     "current-without-energy": "energy as voltage and current say",
     "current-reversed": "no export at night",
     "power-factor": "at least half of the apparent energy as active energy",
@@ -120,6 +124,10 @@ def _voltages(rows: Rows, found: Any) -> None:
         parted = low & high & live.all(axis=0)
         found("neutral-loss", parted, lambda m: np.nanmax(phases[:, m]))
         low, high = low & ~parted, high & ~parted
+        mean = phases.mean(axis=0)
+        apart = np.abs(phases - mean).max(axis=0) / mean
+        uneven = live.all(axis=0) & (apart > IMBALANCE) & ~parted & ~low & ~high
+        found("voltage-imbalance", uneven, lambda m: apart[m].max())
     found("voltage-low", low, lambda m: np.nanmin(np.where(live, phases, np.nan)[:, m]))
     found("voltage-high", high, lambda m: np.nanmax(phases[:, m]))
     for volt, amp in zip(rows.volts, rows.amps, strict=True):
@@ -145,3 +153,8 @@ def _currents(rows: Rows, found: Any) -> None:
         apart = np.abs(np.abs(rows.neutral) - phase)
         leak = (apart > 0.1 * phase) & (apart > LOAD_A)
         found("neutral-current", leak, lambda m: apart[m].max())
+    elif rows.neutral is not None and len(amps) == 3:
+        most = np.abs(np.stack(amps)).sum(axis=0)  # all in one direction: more cannot come back
+        beyond = np.abs(rows.neutral) - most
+        leak = (beyond > 0.1 * most) & (beyond > LOAD_A)
+        found("neutral-current", leak, lambda m: beyond[m].max())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
-SCHEMA = "opendcu.features/1"
+SCHEMA = "opendcu.features/2"
 WINDOWS = (3, 7, 14)
 BASE_DAYS, GAP_DAYS = 42, 14
 NEEDED_DAYS = BASE_DAYS + GAP_DAYS
@@ -32,6 +32,8 @@ KNOWN_SLOTS, GOOD_BASE_DAYS = 44, 14
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 FLOOR_WH = 2.0
 """Added to half-hourly energies before logarithms: below it a ratio says nothing."""
+TOP_FLOOR_WH = 50.0
+"""The same for the highest half hour of a day."""
 SWING_FLOOR = 0.05
 _MOVED = [move % SLOTS for move in range(-22, 23) if abs(move) >= 3]
 """Half hours by which a clock may be off."""
@@ -40,6 +42,19 @@ FLEET_HALF = 8
 
 _PARTS = (slice(2, 9), slice(10, 18), slice(18, 34), slice(34, 46))
 """Half hours of the night (1 to 4:30), morning, midday and evening."""
+
+_USUAL_DAY = np.array(
+    [
+        -0.149, -0.184, -0.207, -0.225, -0.228, -0.239, -0.248, -0.24, -0.234, -0.209, -0.181, -0.131, -0.07, 0.013, 0.07, 0.114,
+        0.102, 0.075, 0.055, 0.051, 0.038, 0.021, 0.015, 0.013, 0.003, -0.001, -0.011, -0.015, -0.007, 0.005, 0.024, 0.054,
+        0.094, 0.119, 0.179, 0.21, 0.245, 0.248, 0.228, 0.207, 0.187, 0.169, 0.13, 0.082, 0.032, -0.017, -0.07, -0.116,
+    ],
+    np.float32,
+)  # fmt: skip
+"""The mean shape of the days of the training households, length 1: asleep at 4, up at 7, home in the evening.
+
+A household whose own habits are vague still follows it: a clock that is off, or a day backwards, does not.
+"""
 
 _DAILY = (
     "level",
@@ -55,6 +70,7 @@ _DAILY = (
     "morning",
     "midday",
     "evening",
+    "top",
 )
 """Figures of one day; see `daily`."""
 
@@ -72,6 +88,8 @@ _OF_WINDOW = (
         "shape_z",
         "reversed_z",
         "shifted",
+        "common",
+        "common_back",
         "coherence",
         "level_rare",
     ),
@@ -153,6 +171,7 @@ def daily(wh: Floats) -> Days:
             (ranked <= 0.01 * x[:, :, 1:]).mean(axis=2),
             np.log((ordered[:, :, -1] + FLOOR_WH) / floor),
             *(np.log(x[:, :, part].mean(axis=2) + FLOOR_WH) for part in _PARTS),
+            np.log(ordered[:, :, -1] + TOP_FLOOR_WH),
         ],
         axis=2,
     ).astype(np.float32)
@@ -215,6 +234,8 @@ def windows(days: Days, at: Sequence[int], trusted: Mask | None = None) -> Float
         columns.append((forward - usual) / usual_swing * np.sqrt(width))
         columns.append((backward - forward - turn) / turn_swing * np.sqrt(width))
         columns.append(_best_turn(mean_shape, direction) - forward)
+        for usual_day in (_USUAL_DAY, _USUAL_DAY[::-1]):
+            columns.append(mean_shape @ usual_day - base_shape @ usual_day)
         columns.append(np.sqrt((mean_shape**2).sum(axis=2)) - coherence)
         columns.append(_rare(solid_sums, solid_counts, when, width, level))
     columns += [base[:, :, 0], swing]
@@ -251,9 +272,14 @@ def levels(wh: Floats, at: Sequence[int], trusted: Mask | None = None) -> Floats
     return out
 
 
+def levels_of(features: Floats) -> Floats:
+    """The columns that `levels` gives, out of features before the fleet is taken off."""
+    return features[:, :, _LEVEL]
+
+
 def fleet_levels(features: Floats) -> Floats:
     """How the level of the whole fleet changed, from the features of its meters; shape (days, windows)."""
-    return fleet_of(features[:, :, _LEVEL])
+    return fleet_of(levels_of(features))
 
 
 def fleet_of(level: Floats) -> Floats:

@@ -30,6 +30,9 @@ KEEP_DAYS = 70
 GROUP = 64
 MAX_METERS = 100_000
 MISSING = 0xFFFF
+KEEP_LOGITS = 20
+"""Days; more than any model averages over."""
+NO_LOGIT = -32768
 _STEPS = 1000.0  # codes per factor e
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -45,6 +48,8 @@ CREATE TABLE IF NOT EXISTS finding(id TEXT PRIMARY KEY, meter INTEGER NOT NULL, 
 CREATE INDEX IF NOT EXISTS finding_meter ON finding(meter, kind, first);
 -- daily scores of the model, thousandths, meter by meter: int16[64], -1 = not scored
 CREATE TABLE IF NOT EXISTS score(day INTEGER, part INTEGER, body BLOB NOT NULL, PRIMARY KEY(day, part)) WITHOUT ROWID;
+-- what a model said of single days, so that the next day's mean needs one day of features: thousandths, int16[64]
+CREATE TABLE IF NOT EXISTS logit(day INTEGER, part INTEGER, model TEXT, body BLOB NOT NULL, PRIMARY KEY(day, part, model)) WITHOUT ROWID;
 """
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -63,6 +68,13 @@ def decode(codes: Codes) -> Floats:
     wh: Floats = np.expm1(codes.astype(np.float32) / np.float32(_STEPS))
     wh[codes == MISSING] = np.nan
     return wh
+
+
+def encode_logits(logits: Floats) -> npt.NDArray[np.int16]:
+    """Logits in thousandths; not-a-number becomes NO_LOGIT."""
+    known = np.isfinite(logits)
+    scaled = np.clip(np.rint(np.where(known, logits, 0) * 1000), -32767, 32767)
+    return np.where(known, scaled, NO_LOGIT).astype(np.int16)
 
 
 class Store:
@@ -181,9 +193,11 @@ class Store:
     def window(self, part: int, first: int, last: int) -> Codes:
         """The half hours of a group from day `first` to `last`, shape (64, days, 48)."""
         out = np.full((GROUP, last - first + 1, SLOTS), MISSING, np.uint16)
-        query = "SELECT day, body FROM history WHERE part = ? AND day BETWEEN ? AND ?"
-        for day, body in self._db.execute(query, (part, first, last)):
-            out[:, day - first] = _unpack(body, np.uint16, (GROUP, SLOTS))
+        query = "SELECT body FROM history WHERE day = ? AND part = ?"
+        for day in range(first, last + 1):  # one by one: a range would walk over all groups
+            row = self._db.execute(query, (day, part)).fetchone()
+            if row is not None:
+                out[:, day - first] = _unpack(row[0], np.uint16, (GROUP, SLOTS))
         return out
 
     def days(self) -> tuple[int, int] | None:
@@ -199,6 +213,8 @@ class Store:
         """Drop days that are too old."""
         for table in ("history", "score", "open"):
             self._db.execute(f"DELETE FROM {table} WHERE day < ?", (day,))  # noqa: S608 our own names
+        newest = self._db.execute("SELECT max(day) FROM logit").fetchone()[0] or 0
+        self._db.execute("DELETE FROM logit WHERE day < ?", (newest - KEEP_LOGITS,))
         self._db.execute("DELETE FROM finding WHERE last < ?", (day,))
 
     # ---- what is still arriving
@@ -238,6 +254,20 @@ class Store:
             "INSERT OR REPLACE INTO score VALUES (?, ?, ?)",
             (day, part, np.array(scores, np.int16).tobytes()),
         )
+
+    def put_logits(self, day: int, part: int, model: str, thousandths: list[int]) -> None:
+        """Keep what a model said of a group on a day, as `encode_logits` gives it."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO logit VALUES (?, ?, ?, ?)",
+            (day, part, model, np.array(thousandths, np.int16).tobytes()),
+        )
+
+    def logits(self, model: str, first: int, last: int) -> Iterable[tuple[int, int, Floats]]:
+        """What a model said from day `first` to `last`: (day, part, logits of shape (64,))."""
+        query = "SELECT day, part, body FROM logit WHERE day BETWEEN ? AND ? AND model = ?"
+        for day, part, body in self._db.execute(query, (first, last, model)):
+            raw = np.frombuffer(body, np.int16)
+            yield day, part, np.where(raw == NO_LOGIT, np.nan, raw / np.float32(1000))
 
     def scores(self, part: int, first: int, last: int) -> npt.NDArray[np.int16]:
         """Scores of a group from day `first` to `last`, shape (64, days), -1 = none."""

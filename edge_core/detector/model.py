@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from edge_core.detector import features
+from edge_core.detector.history import KEEP_LOGITS
 from edge_core.errors import OpenDCUError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         version: names the model in every finding; two models never share one.
         feature_schema, feature_names: the columns of the input, in order.
         thresholds: false alarms per meter-month on training households (as text) to the logit that costs them.
-        smooth_days: the logit is averaged over so many days before it is compared.
+        scales: (days, allowance): the score is the highest of the logits averaged over so many days, plus that much.
         typical: by feature, median and half the 5 % to 95 % spread on ordinary days, for explanations.
         onnx_sha256: of model.onnx.
         data, scores, licence: where it comes from, how good it is, what it may be used for.
@@ -62,7 +63,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     feature_schema: str
     feature_names: list[str]
     thresholds: dict[str, float]
-    smooth_days: int
+    scales: tuple[tuple[int, float], ...]
     typical: dict[str, tuple[float, float]]
     onnx_sha256: str
     self_test: SelfTest
@@ -125,6 +126,8 @@ def load(directory: Path, keys: Iterable[str]) -> tuple[Card, bytes]:
         )
     if len(card.feature_names) > MAX_FEATURES or not card.thresholds:
         raise ModelRefused(f"{directory}: too many features, or no threshold")
+    if not card.scales or not all(0 < days <= KEEP_LOGITS for days, _ in card.scales):
+        raise ModelRefused(f"{directory}: averages over none or over more than {KEEP_LOGITS} days")
     return card, onnx
 
 

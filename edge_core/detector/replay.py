@@ -1,8 +1,10 @@
 """The judgement of a day as the gateway makes it, and of many days in order: one code for scoring and for evaluation.
 
-A day is judged by the rules and by the model: its logit, averaged over the last `smooth_days` days, against the
-threshold. Days of an alarm are kept out of the baseline for FREEZE_DAYS, so that theft does not become normal; after
-that a lasting change of a household does.
+A day is judged by the rules and by the model. The model's logits are averaged over a few days and over more of them, the
+longer mean with an allowance, for what lasts needs to be less striking; the higher of these *scores* is compared with
+the threshold. An episode that has begun goes on while the score stays within LINGER of the threshold. Days of an alarm
+are kept out of the baseline for FREEZE_DAYS, so that theft does not become normal; after that a lasting change of a
+household does.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_core.detector import features, rules
+from edge_core.detector.watch import QUIET_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
-QUIET_DAYS = 3
-"""So many days without firing end an episode."""
+LINGER = 2.0
+"""Of logits: an episode goes on, and does not begin, so far below the threshold."""
 FREEZE_DAYS = 28
 CONSUMPTION = "consumption"
 """Kind of the model's findings."""
+
+
+Scales = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +40,18 @@ class Judge:
 
     Attributes:
         logit: rows of features, shape (n, len(features.NAMES)), to logits of shape (n,); None = rules only.
-        threshold: of the averaged logit.
-        smooth_days: days that are averaged.
+        threshold: of the score.
+        scales: (days, allowance): logits are averaged over so many days, and so much is added to the mean.
     """
 
     logit: Callable[[Floats], Floats] | None
     threshold: float = 0.0
-    smooth_days: int = 1
+    scales: Scales = ((1, 0.0),)
+
+    @property
+    def days(self) -> int:
+        """Days of logits that a score needs."""
+        return max(days for days, _ in self.scales)
 
 
 @dataclass(slots=True)
@@ -62,16 +73,23 @@ def logits_of(table: Floats, judge: Judge) -> Floats:
     return out
 
 
-def averaged(logits: Floats, judge: Judge) -> Floats:
+def scores_of(logits: Floats, scales: Scales) -> Floats:
+    """Scores of days out of their logits, shape as given: the highest of the scales; not-a-number where none is known."""
+    out = np.full(logits.shape, np.nan)
+    for days, allowance in scales:
+        out = np.fmax(out, averaged(logits, days) + allowance)
+    return out
+
+
+def averaged(logits: Floats, days: int) -> Floats:
     """Logits averaged over the last days, shape as given; not-a-number when the day, or more than one other, is missing."""
     known = np.isfinite(logits)
-    width = judge.smooth_days
     sums = np.cumsum(
-        np.pad(np.where(known, logits, 0), ((0, 0), (width, 0))), axis=1, dtype=np.float64
+        np.pad(np.where(known, logits, 0), ((0, 0), (days, 0))), axis=1, dtype=np.float64
     )
-    counts = np.cumsum(np.pad(known, ((0, 0), (width, 0))), axis=1)
-    total, count = sums[:, width:] - sums[:, :-width], counts[:, width:] - counts[:, :-width]
-    return np.where(known & (count >= max(1, width - 1)), total / np.maximum(count, 1), np.nan)
+    counts = np.cumsum(np.pad(known, ((0, 0), (days, 0))), axis=1)
+    total, count = sums[:, days:] - sums[:, :-days], counts[:, days:] - counts[:, :-days]
+    return np.where(known & (count >= max(1, days - 1)), total / np.maximum(count, 1), np.nan)
 
 
 def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Episode], Floats]:
@@ -81,7 +99,7 @@ def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Epis
         wh: half hours, shape (meters, days, 48).
 
     Returns:
-        The episodes (all kinds of a meter are one, as they are for whoever drives there), and the averaged logits.
+        The episodes (all kinds of a meter are one, as they are for whoever drives there), and the scores.
     """
     meters, count = wh.shape[:2]
     days = features.daily(wh)
@@ -89,8 +107,8 @@ def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Epis
     padded = np.concatenate([np.full((meters, behind, wh.shape[2]), np.nan, wh.dtype), wh], axis=1)
     trusted = np.ones((meters, count), np.bool_)
     logits = np.full((meters, count), np.nan, np.float32)
-    mean = np.full((meters, count), np.nan, np.float32)
-    began = max(judge.smooth_days, rules.RECENT_DAYS)
+    scores = np.full((meters, count), np.nan, np.float32)
+    began = max(judge.scales[0][0], rules.RECENT_DAYS)
     current: dict[int, Episode] = {}
     episodes: list[Episode] = []
     for day in range(count):
@@ -99,12 +117,13 @@ def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Epis
         table = features.windows(part, [day - low], trusted[:, low : day + 1])
         table = features.against_fleet(table, features.fleet_levels(table))
         logits[:, day] = logits_of(table, judge)[:, 0]
-        since = max(0, day - judge.smooth_days + 1)
-        mean[:, day] = averaged(logits[:, since : day + 1], judge)[:, -1]
+        since = max(0, day - judge.days + 1)
+        scores[:, day] = scores_of(logits[:, since : day + 1], judge.scales)[:, -1]
         fired: dict[int, list[str]] = {}
         with np.errstate(invalid="ignore"):
-            for meter in np.flatnonzero(mean[:, day] > judge.threshold):
+            for meter in np.flatnonzero(scores[:, day] > judge.threshold):
                 fired.setdefault(int(meter), []).append(CONSUMPTION)
+            lingering = np.flatnonzero(scores[:, day] > judge.threshold - LINGER)
         if with_rules:
             believed = np.pad(
                 trusted[:, max(0, day - behind) : day + 1],
@@ -116,6 +135,10 @@ def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Epis
             ).items():
                 for meter in np.flatnonzero(mask):
                     fired.setdefault(int(meter), []).append(kind)
+        for meter in lingering:
+            going = current.get(int(meter))
+            if going is not None and day <= going.last + QUIET_DAYS:
+                fired.setdefault(int(meter), [])
         for number, kinds in fired.items():
             episode = current.get(number)
             if episode is None or day > episode.last + QUIET_DAYS:
@@ -126,16 +149,39 @@ def run(wh: Floats, judge: Judge, *, with_rules: bool = True) -> tuple[list[Epis
             episode.kinds += [k for k in kinds if k not in episode.kinds]
             if day - episode.first < FREEZE_DAYS:
                 trusted[number, day] = False
-    return episodes, mean
+    return episodes, scores
 
 
-def episodes_of(fires: Mask) -> list[tuple[int, int]]:
-    """(meter, first day) of every episode where days fire, shape (meters, days): the quick way, nothing frozen."""
+def episodes_of(fires: Mask, lingers: Mask | None = None) -> list[tuple[int, int]]:
+    """(meter, first day) of every episode: the quick way, nothing frozen.
+
+    Args:
+        fires: days that begin an episode or let one go on, shape (meters, days).
+        lingers: days that let one go on; None = no others.
+    """
     out = []
-    for meter, row in enumerate(fires):
+    goes_on = fires if lingers is None else fires | lingers
+    for meter, row in enumerate(goes_on):
         last = -QUIET_DAYS - 1
-        for day in np.flatnonzero(row):
-            if day - last > QUIET_DAYS:
-                out.append((meter, int(day)))
-            last = int(day)
+        for day in np.flatnonzero(row).tolist():
+            if day - last <= QUIET_DAYS:
+                last = day
+            elif fires[meter, day]:
+                out.append((meter, day))
+                last = day
     return out
+
+
+def rule_fires(wh: Floats) -> Mask:
+    """Days on which any rule fires, shape (meters, days)."""
+    out = np.zeros(wh.shape[:2], np.bool_)
+    for day in range(rules.NEEDED_DAYS - 1, wh.shape[1]):
+        for mask, _, _ in rules.judge(wh[:, day - rules.NEEDED_DAYS + 1 : day + 1]).values():
+            out[:, day] |= mask
+    return out
+
+
+def begins_of(scores: Floats, threshold: float, fires: Mask) -> list[tuple[int, int]]:
+    """Episodes of scores and of days on which rules fire."""
+    with np.errstate(invalid="ignore"):
+        return episodes_of((scores > threshold) | fires, scores > threshold - LINGER)

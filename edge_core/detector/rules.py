@@ -13,25 +13,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_core.detector import balance
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
-VERSION = "rules-1"
+VERSION = "rules-2"
 BASE_DAYS = 28
-RECENT_DAYS = 3
+RECENT_DAYS = 5
+"""Switched off for a long weekend, or an oven that bakes through one, is nobody's fault; five days in a row are."""
 NEEDED_DAYS = BASE_DAYS + RECENT_DAYS
 KNOWN_SLOTS = 44
 GOOD_BASE_DAYS = 14
 SPIKE_WH = 3_600
 """In half an hour: 31 A at 230 V, more than a household keeps up."""
 
+IDLE_WH = 500
+"""A day of a home in which nobody lives: what starts or stops there proves nothing."""
+
 BEGAN_DAYS = {
     "stopped": RECENT_DAYS - 1,
     "sudden-drop": RECENT_DAYS - 1,
     "sudden-rise": RECENT_DAYS - 1,
+    balance.LOSS: balance.RECENT_DAYS - 1,
+    balance.GAIN: balance.RECENT_DAYS - 1,
 }
 """So many days before it fires has what it tells of begun; 0 for the others."""
 
@@ -42,6 +50,8 @@ EXPLANATIONS = {
     "spike": "one half hour is far above anything seen before",
     "sudden-drop": "consumption fell far below the lowest day of the four weeks before, and stayed there",
     "sudden-rise": "consumption rose far above the highest day of the four weeks before, and stayed there",
+    balance.LOSS: "the transformer gives more than the meters below it count, beyond the usual loss of the wires",
+    balance.GAIN: "the meters count more than their transformer gives: one stands under the wrong transformer, or a multiplier is wrong",
 }
 
 
@@ -107,8 +117,9 @@ def _stopped(view: _View, out: Verdicts) -> None:
     still = view.good & (view.total == 0)
     zeros = ((view.wh == 0) & view.known)[:, :BASE_DAYS].sum(axis=2).sum(axis=1)
     share = zeros / np.maximum(view.known[:, :BASE_DAYS].sum(axis=2).sum(axis=1), 1)
-    fires = view.today & still[:, -RECENT_DAYS:].all(axis=1) & (share < 0.02)
-    out["stopped"] = (fires, view.total[:, -1], _quiet(np.nanmedian, view.total[:, :BASE_DAYS]))
+    usual = _quiet(np.nanmedian, view.total[:, :BASE_DAYS])
+    fires = view.today & still[:, -RECENT_DAYS:].all(axis=1) & (share < 0.02) & (usual > IDLE_WH)
+    out["stopped"] = (fires, view.total[:, -1], usual)
 
 
 def _flat(view: _View, out: Verdicts) -> None:
@@ -141,9 +152,10 @@ def _level(view: _View, out: Verdicts) -> None:
     recent = view.total[:, -RECENT_DAYS:]
     with np.errstate(invalid="ignore"):
         below = (recent < 0.1 * lowest[:, None]).all(axis=1) & (lowest > 1_000)
+        below &= (recent > 0).all(axis=1)  # zeros where zeros were usual are an empty home
         above = (recent > 3 * highest[:, None]).all(axis=1) & (recent.min(axis=1) > 5_000)
         above &= (
-            _quiet(np.nanmedian, view.total[:, :BASE_DAYS]) > 500
+            _quiet(np.nanmedian, view.total[:, :BASE_DAYS]) > IDLE_WH
         )  # else an empty home is moved into
     mean = recent.mean(axis=1)
     out["sudden-drop"] = (view.today & below & ~out["stopped"][0], mean, lowest)

@@ -4,8 +4,9 @@
 output. It opens detector.db read-only and imports nothing of the gateway. The request names days and groups of meters;
 groups are taken one after the other, so memory does not grow with the fleet.
 
-    request  {"file", "days": [[day, [part, ...]], ...], "model": M, "shadow": M}, M = {} or {"onnx", "sha256", "version",
-              "threshold", "smooth_days", "typical", "weights", "shadow"}: the parent has verified the signature
+    request  {"file", "days": [[day, [part, ...]], ...], "transformers": [[meter, [meter, ...]], ...],
+              "multipliers": {meter: n}, "model": M, "shadow": M}, meters as their numbers, M = {} or {"onnx", "sha256", "version",
+              "threshold", "scales", "typical", "weights", "shadow"}: the parent has verified the signature
     answer   {"fired": [[day, meter number, kind, {...}], ...], "scores": [[day, part, [thousandths, ...]], ...],
               "rules": version, "errors": {path of a model: why}, "scored", "quantiles", "memory_mb", "seconds", ...}
 
@@ -23,16 +24,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_core.detector.history import GROUP, decode
+from edge_core.detector.history import GROUP, decode, encode_logits
 from edge_core.errors import OpenDCUError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edge_core.detector.balance import Balance
     from edge_core.detector.history import Store
 
 TIMEOUT_S = 3600.0
 MEMORY_BYTES = 1 << 30
 CPU_S = 1800
-DAYS_AT_ONCE = 7
+CELLS = 8192
+"""Meters times days whose features are held at once (157 x 4 octets each): 7 days of a thousand meters, one day of 5,000."""
 FREEZE_DAYS = 28
 ENERGY_KINDS = frozenset(
     ("consumption", "stopped", "flat", "repeated-day", "spike", "sudden-drop", "sudden-rise")
@@ -101,28 +106,58 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     store = Store(Path(request["file"]), reader=True)
     try:
         work = _Work(store, request)
-        for first in range(0, len(work.days), DAYS_AT_ONCE):
-            work.judge(work.days[first : first + DAYS_AT_ONCE])
+        work.all()
+        memory = memory_mb()
     finally:
         store.close()
     scored = np.array([s for _, _, row in work.scores for s in row if s >= 0] or [0])
     return {
         "fired": work.fired,
         "scores": work.scores,
+        "logits": work.logits,
         "rules": work.rules,
         "errors": work.errors,
         "scored": int(sum(s >= 0 for _, _, row in work.scores for s in row)),
         "quantiles": {q: int(np.quantile(scored, float(q))) for q in ("0.5", "0.9", "0.99")},
         "features_s": round(work.features_s, 3),
         "model_s": round(work.model_s, 3),
+        "memory_mb": memory,
     }
 
 
+class _Model:
+    """A model of a request: its session when there is one, and the logits of days, kept ones and new ones."""
+
+    def __init__(
+        self, card: dict[str, Any], store: Store, parts: int, first: int, last: int
+    ) -> None:
+        import numpy as np
+
+        self.card = card
+        self.session: Any = None
+        self.scales: tuple[tuple[int, float], ...] = tuple(
+            (int(days), float(allowance)) for days, allowance in card["scales"]
+        )
+        self.first = first - max(days for days, _ in self.scales) + 1
+        self.logits = np.full((parts * GROUP, last - self.first + 1), np.nan, np.float32)
+        self.kept = np.zeros((parts, last - self.first + 1), np.bool_)
+        for day, part, values in store.logits(card["version"], self.first, last):
+            if part < parts:
+                self.logits[part * GROUP : (part + 1) * GROUP, day - self.first] = values
+                self.kept[part, day - self.first] = True
+
+    def lacking(self, day: int, parts: set[int]) -> set[int]:
+        """Days that the judgement of a day needs and that some of its groups have no logits of; always the day itself."""
+        mine = sorted(parts)
+        before = range(day - max(days for days, _ in self.scales) + 1, day)
+        return {day} | {d for d in before if not self.kept[mine, d - self.first].all()}
+
+
 class _Work:
-    """One request, day by day."""
+    """One request: rules and features group by group, the fleet's change, then the models in one batch."""
 
     def __init__(self, store: Store, request: dict[str, Any]) -> None:
-        from edge_core.detector import rules
+        from edge_core.detector import balance, rules
 
         self.rules = rules.VERSION
         self.days: list[tuple[int, set[int]]] = [
@@ -130,48 +165,124 @@ class _Work:
         ]
         self.fired: list[Any] = []
         self.scores: list[Any] = []
+        self.logits: list[Any] = []
         self.errors: dict[str, str] = {}
         self.features_s = self.model_s = 0.0
         self._store = store
-        self._models = [m for m in (request.get("model"), request.get("shadow")) if m]
-        self._sessions: dict[str, Any] = {}
+        self._parts = max([store.parts(), *(part + 1 for _, parts in self.days for part in parts)])
+        span = (self.days[0][0], self.days[-1][0]) if self.days else (0, 0)
+        self._models = [
+            _Model(m, store, self._parts, *span)
+            for m in (request.get("model"), request.get("shadow"))
+            if m
+        ]
+        self._transformers: list[tuple[int, list[int]]] = request.get("transformers", [])
+        self._multipliers = {int(k): int(v) for k, v in request.get("multipliers", {}).items()}
+        found = store.findings()
+        self._losses = [
+            (row["meter"], row["first"], min(row["last"], row["first"] + 2 * FREEZE_DAYS - 1))
+            for row in found
+            if row["kind"] in (balance.LOSS, balance.GAIN)
+        ]
         self._frozen = [
             (row["meter"], row["first"], min(row["last"], row["first"] + FREEZE_DAYS - 1))
-            for row in store.findings()
+            for row in found
             if row["kind"] in ENERGY_KINDS
         ]
 
-    def judge(self, days: list[tuple[int, set[int]]]) -> None:
-        """Judge some days in a row: how the fleet's level changed, then group by group rules and model."""
+    def all(self) -> None:
+        """Judge every day, oldest first, as many at once as there is room for."""
+        for model in self._models:
+            self._load(model)
+        self._models = [m for m in self._models if m.session is not None]
+        at_once = max(1, CELLS // max(1, self._parts * GROUP))
+        left = self.days
+        while left:
+            few = left[:1]
+            wanted = self._lacking(few)
+            for more in left[1:]:
+                if len(wanted | self._lacking([more])) > at_once:
+                    break
+                few = [*few, more]
+                wanted = self._lacking(few)
+            left = left[len(few) :]
+            due = dict(few)
+            for first in range(0, len(wanted), at_once):
+                at = sorted(wanted)[first : first + at_once]
+                self._pass(at, {day: due[day] for day in at if day in due})
+
+    def _lacking(self, days: list[tuple[int, set[int]]]) -> set[int]:
+        """Days that need features."""
+        return {day for day, _ in days}.union(*(m.lacking(*d) for m in self._models for d in days))
+
+    def _load(self, model: _Model) -> None:
+        """Make the session of a model; one that cannot be used is told, the rules go on."""
+        began = time.monotonic()
+        try:
+            model.session = _session(model.card)
+        except (OpenDCUError, OSError, ValueError) as error:
+            self.errors[model.card["onnx"]] = str(error)
+        self.model_s += time.monotonic() - began
+
+    def _pass(self, at: list[int], due: dict[int, set[int]]) -> None:
+        """Once over all groups: features at the end of some days, rules and scores of those that are due.
+
+        Args:
+            at: days, rising, all those in `due` among them.
+        """
         import numpy as np
 
-        from edge_core.detector import features, rules
+        from edge_core.detector import balance, features, rules
 
-        smooth = max((m["smooth_days"] for m in self._models), default=1)
-        wanted = sorted({day - back for day, _ in days for back in range(smooth)})
-        first, last = wanted[0] - features.NEEDED_DAYS + 1, wanted[-1]
-        at = [day - first for day in wanted]
         began = time.monotonic()
-        fleet = None
-        if self._models:
-            every = [
-                features.levels(self._wh(part, first, last), at, self._trusted(part, first, last))
-                for part in range(self._store.parts())
-            ]
-            fleet = features.fleet_of(np.concatenate(every)) if every else None
-        for part in sorted({part for _, parts in days for part in parts}):
+        first, last = at[0] - features.NEEDED_DAYS, at[-1]
+        index = [day - first for day in at]
+        tables, levels = [], []
+        seen: dict[int, Any] = {}
+        balances = [
+            balance.Balance(total, below, self._multipliers, last - first + 1)
+            for total, below in (self._transformers if due else [])
+        ]
+        scored = set().union(*due.values()) if len(at) == len(due) else set(range(self._parts))
+        for part in range(self._parts):
             wh, trusted = self._wh(part, first, last), self._trusted(part, first, last)
-            mine = [day for day, parts in days if part in parts]
-            for day in mine:
+            for each in balances:
+                each.add(wh, part * GROUP)
+            for day in (d for d, parts in due.items() if part in parts):
                 window = slice(day - first + 1 - rules.NEEDED_DAYS, day - first + 1)
                 self._rules(day, part, rules.judge(wh[:, window], trusted[:, window]))
-            if fleet is None:
+            if not self._models:
+                continue
+            if part not in scored:
+                levels.append(features.levels(wh, index, trusted))
                 continue
             daily = features.daily(wh)
-            table = features.against_fleet(features.windows(daily, at, trusted), fleet)
-            for model in self._models:
-                self._model(model, part, table, _levels(daily, trusted), wanted, first, mine)
+            table = features.windows(daily, index, trusted)
+            levels.append(features.levels_of(table))
+            tables.append((part, table))
+            seen[part] = _levels(daily, trusted)
+        for each in balances:
+            self._balance(each, due, first, last)
+        if levels:
+            fleet = features.fleet_of(np.concatenate(levels))
+            for k, (part, table) in enumerate(tables):
+                tables[k] = (part, features.against_fleet(table, fleet))
         self.features_s += time.monotonic() - began
+        for model in self._models:
+            self._model(model, tables, at, due, seen, first)
+
+    def _balance(self, each: Balance, due: Iterable[int], first: int, last: int) -> None:
+        """Judge a transformer on the days that are due."""
+        import numpy as np
+
+        trusted = np.ones(last - first + 1, np.bool_)
+        for meter, begin, end in self._losses:
+            if meter == each.total:
+                trusted[max(0, begin - first) : max(0, end + 1 - first)] = False
+        for day in sorted(due):
+            verdict = each.judge(day - first, trusted)
+            if verdict is not None:
+                self.fired.append([day, each.total, *verdict])
 
     def _wh(self, part: int, first: int, last: int) -> Any:
         return decode(self._store.window(part, first, last))
@@ -194,56 +305,63 @@ class _Work:
 
     def _model(
         self,
-        model: dict[str, Any],
-        part: int,
-        table: Any,
-        level: Any,
-        wanted: list[int],
+        model: _Model,
+        tables: list[tuple[int, Any]],
+        at: list[int],
+        due: dict[int, set[int]],
+        seen: dict[int, Any],
         first: int,
-        days: list[int],
     ) -> None:
-        """Score a group with one model; one that cannot be used is told once, the rules go on.
+        """Logits of all rows in one batch, and what fires on the days that are due.
 
         Args:
-            table: features of the days in `wanted`, shape (64, len(wanted), features).
-            level: see `_levels`, from day `first`.
-            days: those to be judged.
+            tables: by group, features of the days in `at`, shape (64, len(at), features).
+            seen: by group, see `_levels`, from day `first`.
         """
         import numpy as np
 
         from edge_core.detector import replay
 
-        if model["onnx"] in self.errors:
-            return
         began = time.monotonic()
-        try:
-            session = self._sessions.get(model["onnx"]) or _session(model)
-        except (OpenDCUError, OSError, ValueError) as error:
-            self.errors[model["onnx"]] = str(error)
-            return
-        self._sessions[model["onnx"]] = session
-        judge = replay.Judge(session, model["threshold"], model["smooth_days"])
-        logits = np.full((GROUP, wanted[-1] - wanted[0] + 1), np.nan)
-        logits[:, [day - wanted[0] for day in wanted]] = replay.logits_of(table, judge)
-        mean = replay.averaged(logits, judge)
+        card = model.card
+        threshold = card["threshold"]
+        known = [np.isfinite(table[:, :, 0]) for _, table in tables]
+        rows = [table[there] for (_, table), there in zip(tables, known, strict=True)]
+        values = model.session(np.concatenate(rows)) if sum(map(len, rows)) else np.empty(0)
+        used = 0
+        for (part, table), there, own_rows in zip(tables, known, rows, strict=True):
+            fresh = np.full(there.shape, np.nan, np.float32)
+            fresh[there] = values[used : used + len(own_rows)]
+            used += len(own_rows)
+            group = slice(part * GROUP, (part + 1) * GROUP)
+            columns = [day - model.first for day in at]
+            model.logits[group, columns] = fresh
+            model.kept[part, columns] = True
+            self.logits += [
+                [day, part, card["version"], encode_logits(fresh[:, k]).tolist()]
+                for k, day in enumerate(at)
+            ]
+            mine = [day for day, parts in due.items() if part in parts]
+            score = replay.scores_of(model.logits[group], model.scales)
+            for day in mine:
+                own = score[:, day - model.first]
+                if not card["shadow"]:
+                    row_scores = [thousandths(v) if v == v else -1 for v in own.tolist()]
+                    self.scores.append([day, part, row_scores])
+                for row in (own > threshold - replay.LINGER).nonzero()[0].tolist():
+                    reasons = _reasons(table[row, at.index(day)], card["typical"], card["weights"])
+                    body = {
+                        "score": thousandths(float(own[row])),
+                        "threshold": thousandths(threshold),
+                        "lingers": bool(own[row] <= threshold),
+                        "model": card["version"],
+                        "shadow": card["shadow"],
+                        "days": _days_of(model, part * GROUP + row, day, float(own[row])),
+                        "features": reasons,
+                        **_energies(seen[part][row], day - first),
+                    }
+                    self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
         self.model_s += time.monotonic() - began
-        for day in days:
-            own = mean[:, day - wanted[0]]
-            if not model["shadow"]:
-                row_scores = [thousandths(v) if v == v else -1 for v in own.tolist()]
-                self.scores.append([day, part, row_scores])
-            for row in (own > judge.threshold).nonzero()[0].tolist():
-                values = table[row, wanted.index(day)]
-                body = {
-                    "score": thousandths(float(own[row])),
-                    "threshold": thousandths(model["threshold"]),
-                    "model": model["version"],
-                    "shadow": model["shadow"],
-                    "smooth_days": model["smooth_days"],
-                    "features": _reasons(values, model["typical"], model["weights"]),
-                    **_energies(level[row], day - first),
-                }
-                self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
 
 
 def thousandths(logit: float) -> int:
@@ -279,13 +397,25 @@ def _energies(level: Any, at: int) -> dict[str, int]:
     """Wh of a day: in the last week, and before."""
     import numpy as np
 
-    from edge_core.detector.features import GAP_DAYS
+    from edge_core.detector.features import GAP_DAYS, NEEDED_DAYS
 
-    week, before = level[0, max(0, at - 6) : at + 1], level[1, : max(1, at - GAP_DAYS + 1)]
+    week = level[0, max(0, at - 6) : at + 1]
+    before = level[1, max(0, at - NEEDED_DAYS + 1) : max(1, at - GAP_DAYS + 1)]
     return {
         "seen_wh": _whole(np.nanmean(week)) if np.isfinite(week).any() else 0,
         "expected_wh": _whole(np.nanmean(before)) if np.isfinite(before).any() else 0,
     }
+
+
+def _days_of(model: _Model, meter: int, day: int, score: float) -> int:
+    """Days of the scale that a score comes from: since when it seems to last."""
+    from edge_core.detector import replay
+
+    own = model.logits[meter : meter + 1]
+    for days, allowance in model.scales:
+        if replay.averaged(own, days)[0, day - model.first] + allowance >= score - 1e-6:
+            return days
+    return model.scales[0][0]
 
 
 def _reasons(
@@ -319,7 +449,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     result = answer(json.loads(sys.stdin.buffer.read()))
-    result |= {"memory_mb": memory_mb(), "seconds": round(time.monotonic() - began, 3)}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result |= {
+        "seconds": round(time.monotonic() - began, 3),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+    }
     sys.stdout.write(json.dumps(result))
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edge_core.detector.days import Calendar
     from edge_core.detector.history import Store
 
-QUIET_DAYS = 3
-"""So many days without firing end an episode."""
+QUIET_DAYS = 7
+"""So many days without firing end an episode: whoever drives there in that week sees one case."""
 TOLD_AGAIN_DAYS = 7
 
 
@@ -93,6 +93,11 @@ class Watch:
     def is_open(self, number: int, kind: str) -> bool:
         """Is an episode of this kind going on?"""
         return (number, kind) in self._open
+
+    def goes_on(self, number: int, kind: str, day: int) -> bool:
+        """Is an episode going on that has not been quiet for too long on a day?"""
+        row = self._open.get((number, kind))
+        return row is not None and day <= row["last"] + QUIET_DAYS
 
     def take_messages(self) -> list[dict[str, Any]]:
         """What the journal has to be told now; `told` when it has all of it."""

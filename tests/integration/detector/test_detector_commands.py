@@ -52,7 +52,16 @@ def test_inject_and_evaluate(
     for other in result["baselines"].values():
         assert keys - {"baselines"} <= set(other)
         assert other["false_alarms"] <= result["false_alarms"]
-    text = said(capsys, "model", "evaluate", out, labels, "--no-baselines")
+        assert len(other["found_rate_interval"]) == 2
+    assert result["baselines"]["isolation_forest"]["by"]
+    page = tmp_path / "report.html"
+    text = said(capsys, "model", "evaluate", out, labels, "--no-baselines", "--report", str(page))
+    html = page.read_text()
+    assert html.count("<svg") == 3
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", ""), "nothing is loaded"
+    for kind, own in result["by_kind"].items():
+        assert f">{kind}</text>" in html
+        assert f">{own['found']} of {own['anomalies']}</text>" in html
     assert f"found         {result['found']} of {result['anomalies']}" in text
 
 
@@ -111,26 +120,21 @@ def config_of(town) -> str:
 async def test_the_days_of_a_meter_are_drawn(
     town, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for k in range(34):
+    for k in range(36):
         town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 31 else town.day())
         town.write(town.first + k, "D2", town.DELTA, town.day())
     town.flush()
-    town.clock.civil = town.calendar.begin(town.first + 34) + 3 * 3600
-    await town.until(lambda: town.scored(town.first + 33) and town.findings())
+    town.clock.civil = town.calendar.begin(town.first + 36) + 3 * 3600
+    await town.until(lambda: town.scored(town.first + 35) and town.findings())
     config = config_of(town)
     text = said(capsys, "anomalies", "D1", "-c", config, "--svg", str(tmp_path / "days.svg"))
-    assert text.count("stopped") >= 4
+    assert text.count("stopped") >= 6
     assert "█" in text
     root = ET.parse(tmp_path / "days.svg").getroot()
-    assert len([e for e in root.iter() if e.tag.endswith("rect")]) > 34 * 48
+    assert len([e for e in root.iter() if e.tag.endswith("rect")]) > 35 * 48
     document = json.loads(said(capsys, "anomalies", "D1", "-c", config, "--json"))
     assert [f["kind"] for f in document["findings"]] == ["stopped"]
-    assert [d["kinds"] for d in document["days"]][-4:] == [
-        [],
-        ["stopped"],
-        ["stopped"],
-        ["stopped"],
-    ]
+    assert [d["kinds"] for d in document["days"]][-6:] == [[], *[["stopped"]] * 5]
     assert document["days"][-1]["total_wh"] == 0
     assert "nothing found" in said(capsys, "anomalies", "D2", "-c", config)
     every = json.loads(said(capsys, "anomalies", "-c", config, "--json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -11,12 +12,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_core.config import schema
 from edge_core.detector import inject
 from edge_core.detector.detector import Detector
 from edge_core.detector.history import Store, decode
-from edge_core.detector.model import BUILTIN, load, trusted_keys
+from edge_core.detector.model import BUILTIN, load, trusted_keys, write
 from edge_core.detector.readings import read
 from edge_core.detector.rules import VERSION
 from edge_core.uplink.payloads.notes import members
@@ -28,14 +30,14 @@ pytestmark = [
 
 
 async def test_a_stopped_register_is_found_for_registers_and_energies(town) -> None:
-    for k in range(34):
+    for k in range(36):
         day = town.first + k
         for meter, layout in (("R1", town.REGISTER), ("D1", town.DELTA), ("D2", town.DELTA)):
             still = k >= 31 and meter != "D2"
             town.write(day, meter, layout, np.zeros(96, int) if still else town.day())
         town.flush()
-    town.clock.civil = town.calendar.begin(town.first + 34) + 3 * 3600
-    await town.until(lambda: town.scored(town.first + 33) and len(town.findings()) >= 2)
+    town.clock.civil = town.calendar.begin(town.first + 36) + 3 * 3600
+    await town.until(lambda: town.scored(town.first + 35) and len(town.findings()) >= 2)
     found = {f["meter"]: f for f in town.findings()}
     assert set(found) == {"R1", "D1"}
     for meter, finding in found.items():
@@ -90,10 +92,10 @@ async def test_evidence_of_rows_is_told_before_the_day_ends(town) -> None:
 
 
 async def test_a_restart_goes_on_where_it_stopped_and_tells_nothing_twice(town) -> None:
-    for k in range(35):
+    for k in range(37):
         town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 31 else town.day())
     town.flush()
-    for k in (32, 33, 34):
+    for k in (34, 35, 36):
         town.clock.civil = town.calendar.begin(town.first + k + 1) + 3 * 3600
         await town.until(lambda k=k: town.scored(town.first + k))
     assert [(f["kind"], f["rev"]) for f in town.findings()] == [("stopped", 0)]
@@ -102,7 +104,7 @@ async def test_a_restart_goes_on_where_it_stopped_and_tells_nothing_twice(town) 
         assert (row["state"], row["first"], row["last"]) == (
             "open",
             town.first + 31,
-            town.first + 34,
+            town.first + 36,
         )
 
 
@@ -182,6 +184,36 @@ async def test_the_model_finds_altered_real_households(town) -> None:
         assert scores[-1] > 500 > scores[0] >= 0
 
 
+async def test_a_transformer_that_loses_energy_is_told(town) -> None:
+    """Forty days of a transformer and five meters; then two of them count a tenth."""
+    names = ["M1", "M2", "M3", "M4", "M5"]
+    plain = {"line": "l", "model": "m", "address": "a"}
+    meters = {name: schema.Meter(id=name, transformer="T1", **plain) for name in names}
+    meters["T1"] = schema.Meter(id="T1", multiplier=20, **plain)
+    town.config = msgspec.structs.replace(town.config, meters=meters)
+    for k in range(36):
+        used = {name: np.rint(town.day() * 5) for name in names}
+        total = sum(used.values()) * 1.05 / 20
+        town.write(town.first + k, "T1", town.DELTA, np.rint(total).astype(int))
+        for name in names:
+            share = 0.1 if k >= 30 and name in ("M1", "M2") else 1.0
+            town.write(town.first + k, name, town.DELTA, (used[name] * share).astype(int))
+    town.flush()
+    town.clock.civil = town.calendar.begin(town.first + 36) + 3 * 3600
+
+    def loss() -> list[dict]:
+        return [f for f in town.findings() if f["kind"] == "non-technical-loss"]
+
+    await town.until(lambda: town.scored(town.first + 35) and loss())
+    (finding,) = loss()
+    assert finding["meter"] == "T1"
+    assert finding["from"] == town.calendar.begin(town.first + 30)
+    explain = finding["explain"]
+    assert 0.3 < explain["loss_share"] < 0.5
+    assert 0.03 < explain["usual_share"] < 0.07
+    assert explain["meters"] == 5
+
+
 async def test_a_shadow_marks_its_findings(town, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN, tmp_path / "next")
     town.config = msgspec.structs.replace(
@@ -196,6 +228,50 @@ async def test_a_shadow_marks_its_findings(town, tmp_path: Path) -> None:
     assert by_kind["consumption"] == by_kind["consumption-shadow"] != set()
     marked = [f for f in town.findings() if f["kind"] == "consumption-shadow"]
     assert all(f["explain"]["mode"] == "shadow" for f in marked)
+
+
+async def test_a_model_is_switched_and_rolled_back_without_a_restart(town, tmp_path: Path) -> None:
+    """As the component AnomalyModel does it: another directory under the same name, while the detector runs."""
+    card, onnx = load(BUILTIN, trusted_keys())
+    private = os.urandom(32)
+    key = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
+    write(tmp_path / "new", msgspec.structs.replace(card, version="trees-new"), onnx, private)
+    current = tmp_path / "current"
+    current.symlink_to(BUILTIN)
+    town.clock.speed = 600  # rounds follow each other within seconds
+    town.config = msgspec.structs.replace(
+        town.config,
+        detector=schema.Detector(model=str(current)),
+        commands=schema.Commands(signers=[key]),
+    )
+    for k in range(48):
+        town.write(town.first + k, "D1", town.DELTA, town.day())
+        town.write(town.first + k, "D2", town.DELTA, town.day())
+    town.flush()
+    steps = [(45, BUILTIN, card.version), (46, tmp_path / "new", "trees-new"), (47, BUILTIN, card.version)]  # fmt: skip
+    town.clock.civil = town.calendar.begin(town.first + 46) + 3 * 3600
+    scored_by = []
+
+    def walked() -> bool:
+        """Once the day of a step is scored: note by which model, then take the next step."""
+        day, _, version = steps[len(scored_by)]
+        if not town.scored(town.first + day):
+            return False
+        with contextlib.closing(Store(town.folder / "detector.db", reader=True)) as store:
+            newest = list(store.logits(version, town.first + day, town.first + day))
+        scored_by.append(version if newest else None)
+        if len(scored_by) == len(steps):
+            return True
+        day, target, _ = steps[len(scored_by)]
+        beside = tmp_path / "beside"
+        beside.symlink_to(target)
+        beside.replace(current)
+        town.clock.civil = town.calendar.begin(town.first + day + 1) + 3 * 3600
+        town.write(town.first + day + 1, "D1", town.DELTA, town.day())  # a commit wakes it
+        return False
+
+    await town.until(walked)
+    assert scored_by == [card.version, "trees-new", card.version]
 
 
 @pytest.mark.parametrize("fault", ["no onnxruntime", "not trusted"])
@@ -217,10 +293,10 @@ async def test_without_a_usable_model_the_rules_go_on_and_one_line_says_so(
             town.config, detector=schema.Detector(model=str(tmp_path / "other"))
         )
         says = "no trusted key signed"
-    for k in range(62):
+    for k in range(64):
         town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 58 else town.day())
     town.flush()
-    for k in (60, 61, 62):
+    for k in (62, 63, 64):
         town.clock.civil = town.calendar.begin(town.first + k) + 3 * 3600
         await town.until(lambda k=k: town.scored(town.first + k - 1))
     assert [f["kind"] for f in town.findings()] == ["stopped"]
@@ -229,10 +305,10 @@ async def test_without_a_usable_model_the_rules_go_on_and_one_line_says_so(
 
 
 async def test_a_kill_between_journal_and_file_tells_the_same_finding_again(town) -> None:
-    for k in range(34):
+    for k in range(36):
         town.write(town.first + k, "D1", town.DELTA, np.zeros(96, int) if k >= 31 else town.day())
     town.flush()
-    town.clock.civil = town.calendar.begin(town.first + 34) + 3 * 3600
+    town.clock.civil = town.calendar.begin(town.first + 36) + 3 * 3600
     saved = Detector._save_findings
 
     def killed(self: Detector) -> None:
@@ -243,5 +319,5 @@ async def test_a_kill_between_journal_and_file_tells_the_same_finding_again(town
         await town.until(lambda: town.findings())
     finally:
         Detector._save_findings = saved  # type: ignore[method-assign]
-    await town.until(lambda: len(town.findings()) >= 2 and town.scored(town.first + 33))
+    await town.until(lambda: len(town.findings()) >= 2 and town.scored(town.first + 35))
     assert len({(f["id"], f["rev"]) for f in town.findings()}) == 1

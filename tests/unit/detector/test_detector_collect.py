@@ -14,7 +14,7 @@ from edge_core.detector.channels import channels_of
 from edge_core.detector.collect import MAX_OPEN, Collector
 from edge_core.detector.days import Calendar
 from edge_core.detector.history import GROUP, KEEP_DAYS, MISSING, Store, decode, encode
-from edge_core.detector.watch import Watch, finding_id
+from edge_core.detector.watch import QUIET_DAYS, Watch, finding_id
 from edge_core.domain import Block, Column, Flag, Layout
 
 INDIA = Calendar(ZoneInfo("Asia/Kolkata"))
@@ -230,9 +230,11 @@ def test_an_episode_is_told_when_it_begins_weekly_and_when_it_ends(store: Store)
     told = [fire(watch, DAY + k) for k in range(9)]
     assert [len(t) for t in told] == [1, 0, 0, 0, 0, 0, 0, 1, 0]
     assert told[7] == [(1, INDIA.begin(DAY + 8))]
-    watch.quiet(DAY + 11)
+    watch.quiet(DAY + 8 + QUIET_DAYS)
     assert watch.take_messages() == []
-    watch.quiet(DAY + 12)
+    assert watch.goes_on(0, "stopped", DAY + 8 + QUIET_DAYS)
+    assert not watch.goes_on(0, "stopped", DAY + 9 + QUIET_DAYS)
+    watch.quiet(DAY + 9 + QUIET_DAYS)
     (last,) = watch.take_messages()
     assert (last["rev"], last["to"], last["explain"]) == (
         2,
@@ -240,6 +242,7 @@ def test_an_episode_is_told_when_it_begins_weekly_and_when_it_ends(store: Store)
         {"why": "w", "ended": True},
     )
     assert last["id"] == finding_id("M1", "stopped", INDIA.begin(DAY), "v")
+    assert not watch.goes_on(0, "stopped", DAY + 10)
     assert fire(watch, DAY + 20) == [(0, INDIA.begin(DAY + 21))], "a new one"
 
 

@@ -147,9 +147,9 @@ def test_a_replay_raises_one_alarm_an_episode_and_keeps_it_out_of_the_baseline()
     wh[3, 80:100] *= 0.3
 
     def level(rows: np.ndarray) -> np.ndarray:
-        return -rows[:, 1] - 0.5  # level_fleet_3
+        return 20 * (-rows[:, 1] - 0.5)  # level_fleet_3, steep against LINGER
 
-    episodes, mean = replay.run(wh, replay.Judge(level, 0.0, 2))
+    episodes, mean = replay.run(wh, replay.Judge(level, 0.0, ((2, 0.0),)))
     assert [(e.meter, e.kinds) for e in episodes] == [(3, ["consumption"])]
     assert 81 <= episodes[0].first <= 83
     assert episodes[0].last >= 98
@@ -157,9 +157,32 @@ def test_a_replay_raises_one_alarm_an_episode_and_keeps_it_out_of_the_baseline()
     assert replay.run(wh, replay.Judge(None))[0] == []
 
 
+def test_what_lasts_may_be_less_striking() -> None:
+    logits = np.full((3, 30), -3.0)
+    logits[0, 10:12] = 4  # short and strong
+    logits[1, 10:24] = 1.5  # weak and long
+    logits[2, 10:13] = 1.5  # weak and short
+    scores = replay.scores_of(logits, ((2, 0.0), (8, 1.0)))
+    begins = replay.begins_of(scores, 2.2, np.zeros(scores.shape, bool))
+    assert begins == [(0, 11), (1, 17)]
+    np.testing.assert_allclose(scores[1, 17], 2.5)
+
+
+def test_an_episode_lingers_below_the_threshold_and_does_not_begin_there() -> None:
+    scores = np.full((2, 60), -5.0)
+    scores[:, 20] = 3
+    scores[0, 21:40] = 1  # within LINGER of the threshold
+    scores[:, 45] = 3
+    quiet = np.zeros(scores.shape, bool)
+    assert replay.begins_of(scores, 2.0, quiet) == [(0, 20), (1, 20), (1, 45)]
+    scores[0, 45] = 1
+    scores[0, 50] = 3
+    assert (0, 50) not in replay.begins_of(scores, 2.0, quiet)
+
+
 def test_averages_bear_one_missing_day() -> None:
     logits = np.array([[1.0, 2.0, 3.0, np.nan, 5.0, np.nan, np.nan, 8.0]])
-    mean = replay.averaged(logits, replay.Judge(None, smooth_days=3))
+    mean = replay.averaged(logits, 3)
     np.testing.assert_allclose(mean, [[np.nan, 1.5, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan]])
 
 

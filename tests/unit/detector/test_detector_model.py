@@ -90,8 +90,7 @@ def test_a_missing_file_is_named(signed: tuple[Path, str], file: str) -> None:
 
 def test_a_changed_card_breaks_the_signature(signed: tuple[Path, str]) -> None:
     directory, key = signed
-    text = (directory / "model.json").read_text().replace('"smooth_days": 3', '"smooth_days": 4')
-    text = text.replace("Apache-2.0", "Apache-2.1")
+    text = (directory / "model.json").read_text().replace("Apache-2.0", "Apache-2.1")
     (directory / "model.json").write_text(text)
     with pytest.raises(model.ModelRefused, match="no trusted key"):
         model.load(directory, [key])
@@ -123,6 +122,10 @@ def test_a_model_for_other_features_is_refused(forest: trees.Forest, tmp_path: P
     ):
         model.write(tmp_path, msgspec.structs.replace(card, **change), encoded, private)
         with pytest.raises(model.ModelRefused, match="features"):
+            model.load(tmp_path, [key])
+    for scales in ((), ((0, 0.0),), ((500, 0.0),)):
+        model.write(tmp_path, msgspec.structs.replace(card, scales=scales), encoded, private)
+        with pytest.raises(model.ModelRefused, match="averages over"):
             model.load(tmp_path, [key])
     model.write(tmp_path, msgspec.structs.replace(card, thresholds={}), encoded, private)
     with pytest.raises(model.ModelRefused, match="threshold"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_core.detector import evidence, rules
+from edge_core.detector import balance, evidence, rules
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def wh() -> np.ndarray:
 
 def fired(wh: np.ndarray, trusted: np.ndarray | None = None) -> dict[str, list[int]]:
     verdicts = rules.judge(wh, trusted)
-    assert set(verdicts) == set(rules.EXPLANATIONS)
+    assert set(verdicts) | {balance.LOSS, balance.GAIN} == set(rules.EXPLANATIONS)
     return {k: np.flatnonzero(mask).tolist() for k, (mask, _, _) in verdicts.items() if mask.any()}
 
 
@@ -63,13 +63,28 @@ def test_a_spike(wh: np.ndarray) -> None:
 
 
 def test_a_fall_and_a_rise_that_last(wh: np.ndarray) -> None:
-    wh[0, -3:] = wh[0, -3:] * 0.03
-    wh[2, -3:] *= 5
+    wh[0, -5:] = wh[0, -5:] * 0.03
+    wh[2, -5:] *= 5
     found = fired(wh)
     assert found["sudden-drop"] == [0]
     assert found["sudden-rise"] == [2]
     wh[0, -2] = 500
     assert "sudden-drop" not in fired(wh)
+
+
+def test_a_home_that_falls_to_exact_zeros_as_before_is_empty(wh: np.ndarray) -> None:
+    wh[0, :26, 10:20] = 0
+    wh[0, -5:] = 0
+    assert fired(wh) == {}
+    wh[0, -5:, 5] = 40
+    assert fired(wh) == {"sudden-drop": [0]}
+
+
+def test_a_home_in_which_nobody_lives_may_stop(wh: np.ndarray) -> None:
+    wh[1] = 5
+    wh[1, :, ::7] = 8
+    wh[1, -5:] = 0
+    assert "stopped" not in fired(wh)
 
 
 def test_days_that_are_missing_are_not_judged(wh: np.ndarray) -> None:
@@ -114,6 +129,8 @@ def test_sound_rows_show_nothing() -> None:
             "current-reversed",
             {"wh": np.zeros(8), "export_wh": np.full(8, 520.0), "hour": np.full(8, 23.5)},
         ),
+        ("voltage-imbalance", {"volts": [np.full(8, 246.0), np.full(8, 228.0), np.full(8, 224.0)]}),
+        ("neutral-current", {"neutral": np.full(8, 11.0)}),
         ("power-factor", {"vah": np.full(8, 1500.0)}),
         ("register-fell", {"fell": np.ones(8, bool)}),
     ],
@@ -135,6 +152,15 @@ def test_a_single_phase_leak_shows_in_the_neutral() -> None:
     }
     assert evidence.look(rows(**single, neutral=np.full(8, 9.3))) == {}
     assert list(evidence.look(rows(**single, neutral=np.full(8, 6.0)))) == ["neutral-current"]
+
+
+def test_three_phases_may_have_a_neutral_current_up_to_their_sum() -> None:
+    assert evidence.look(rows(neutral=np.full(8, 9.0))) == {}
+
+
+def test_uneven_voltages_within_five_per_cent_are_usual() -> None:
+    volts = [np.full(8, 238.0), np.full(8, 229.0), np.full(8, 224.0)]
+    assert evidence.look(rows(volts=volts)) == {}
 
 
 def test_export_by_day_is_a_solar_roof() -> None:
