@@ -7,12 +7,12 @@ row was heard since this process began.
 
 Invariants: pure; a row counts once, in order; a gap or a step of the clock begins anew. Tolerance: one unit of each row
 and of both registers, for meters that cut fractions.
-Limits: KEPT midnights are kept for each meter, some 0.5 kB.
+Limits: two midnights are kept for each meter, some 0.5 kB: what is told later than a day after is not compared.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from array import array
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from edge_core.domain import as_list
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edge_core.domain import Block, Column
 
 CHANNELS: Final = ("1.0.1", "1.0.2")
-KEPT: Final = 3
+MAX_MWH: Final = 1 << 62
 DAY_S: Final = 86_400
 MAX_DAY_S: Final = 90_000
 """A civil day with the hour that comes twice."""
@@ -51,25 +51,18 @@ class Day(NamedTuple):
         return abs(self.rows - self.register) <= self.allowed
 
 
-class _Channel:
-    """One energy of one meter; everything in mWh."""
-
-    __slots__ = ("daily", "marks", "step", "total", "unit", "upto")
-
-    def __init__(self) -> None:
-        self.upto = self.total = self.unit = 0
-        self.step = 0  # rows since the first mark
-        self.marks: dict[int, tuple[int, int]] = {}  # midnight: (total, rows until then)
-        self.daily: dict[int, tuple[int, int]] = {}  # midnight: (register, unit)
+UPTO, TOTAL, UNIT, STEP, MARKS, DAYS, SIZE = 0, 1, 2, 3, 4, 10, 16
+"""Places in the cells of one channel: newest row, sum, its unit, rows in it; two midnights of (time, sum, rows); two daily
+rows of (time, register, unit). A dictionary would take seven times as much, for each of thousands of meters."""
 
 
 class Deltas:
     """What is known of one meter."""
 
-    __slots__ = ("_channels", "_device")
+    __slots__ = ("_cells", "_device")
 
     def __init__(self) -> None:
-        self._channels: dict[str, _Channel] = {}
+        self._cells: tuple[array[int] | None, ...] = (None,) * len(CHANNELS)
         self._device = ""
 
     def take(self, block: Block) -> list[Day]:
@@ -78,78 +71,107 @@ class Deltas:
         if block.kind not in ("interval", "midnight"):
             return found
         if block.occ or block.device != self._device:
-            self._channels.clear()
+            self._cells = (None,) * len(CHANNELS)
         self._device = block.device
         if block.occ:
             return found
         for column, values in zip(block.layout.cols, block.columns, strict=True):
-            name = ".".join(column.obis.split(".")[:3])
-            if name not in CHANNELS or column.attribute != 2 or column.unit != "Wh":
+            name, _, rest = column.obis.rpartition(".")[0].rpartition(".")[0].rpartition(".")
+            if name not in CHANNELS or rest not in ("8", "29") or column.unit != "Wh":
                 continue
-            if not -3 <= column.scaler <= 12:
+            if (
+                column.attribute != 2
+                or not -3 <= column.scaler <= 9
+                or column.obis.split(".")[4] != "0"
+            ):
                 continue
-            quantity, tariff = column.obis.split(".")[3:5]
-            if tariff != "0" or quantity not in ("8", "29"):
-                continue
-            channel = self._channels.setdefault(name, _Channel())
-            if block.kind == "midnight":
-                if quantity == "8":
-                    found += self._days(name, channel, block, column, as_list(values))
-            else:
-                found += self._rows(name, channel, block, column, as_list(values))
+            cells = self._of(CHANNELS.index(name))
+            if block.kind == "interval":
+                found += _rows(name, cells, block, column, as_list(values))
+            elif rest == "8":
+                found += _days(name, cells, block, column, as_list(values))
         return found
 
-    def _rows(
-        self, name: str, channel: _Channel, block: Block, column: Column, values: list[object]
-    ) -> list[Day]:
-        period, unit = block.layout.period, 10 ** (column.scaler + 3)
-        found: list[Day] = []
-        adds = column.obis.split(".")[3] == "29"
-        for at, value in zip(as_list(block.times), values, strict=True):
-            if at <= channel.upto:
-                continue
-            if not isinstance(value, int) or at != channel.upto + period or unit != channel.unit:
-                channel.marks.clear()
-                channel.total, channel.step = 0, 0
-            channel.upto, channel.unit = at, unit
-            if not isinstance(value, int):
-                continue
-            channel.total = channel.total + value * unit if adds else value * unit
-            channel.step += 1
-            if (at + block.tz * 60) % DAY_S == 0:
-                channel.marks[at] = channel.total, channel.step if adds else 1
-                _forget(channel.marks)
-                found += self._compare(name, channel, at)
-        return found
+    def _of(self, place: int) -> array[int]:
+        cells = self._cells[place]
+        if cells is None:
+            cells = array("q", bytes(8 * SIZE))
+            self._cells = tuple(cells if i == place else c for i, c in enumerate(self._cells))
+        return cells
 
-    def _days(
-        self, name: str, channel: _Channel, block: Block, column: Column, values: list[object]
-    ) -> list[Day]:
-        found: list[Day] = []
-        for at, value in zip(as_list(block.times), values, strict=True):
-            if isinstance(value, int) and at not in channel.daily:
-                unit = 10 ** (column.scaler + 3)
-                channel.daily[at] = value * unit, unit
-                _forget(channel.daily)
-                found += self._compare(name, channel, at)
-        return found
-
-    def _compare(self, name: str, channel: _Channel, at: int) -> list[Day]:
-        """The days that end or begin at a midnight."""
-        both = sorted(channel.marks.keys() & channel.daily.keys())
-        found = []
-        for first, last in pairwise(both):
-            if at not in (first, last) or last - first > MAX_DAY_S:
-                continue
-            (total, rows), (before, rows_before) = channel.marks[last], channel.marks[first]
-            (register, unit), (register_before, _) = channel.daily[last], channel.daily[first]
-            told, risen = total - before, register - register_before
-            allowed = channel.unit * max(1, rows - rows_before) + 2 * unit
-            if risen >= 0:  # else another register, or one that came round
-                found.append(Day(name, first, last, told, risen, allowed))
-        return found
+    @property
+    def compared(self) -> int:
+        """Midnights at which both are known."""
+        return sum(
+            _get(cells, MARKS, cells[at]) is not None
+            for cells in self._cells
+            if cells is not None
+            for at in (DAYS, DAYS + 3)
+            if cells[at]
+        )
 
 
-def _forget(marks: dict[int, tuple[int, int]]) -> None:
-    while len(marks) > KEPT:
-        del marks[min(marks)]
+def _rows(
+    name: str, cells: array[int], block: Block, column: Column, values: list[object]
+) -> list[Day]:
+    period, unit = block.layout.period, int(10 ** (column.scaler + 3))
+    found: list[Day] = []
+    adds = column.obis.split(".")[3] == "29"
+    for at, value in zip(as_list(block.times), values, strict=True):
+        if at <= cells[UPTO]:
+            continue
+        usable = isinstance(value, int) and abs(value) * unit < MAX_MWH
+        if not usable or at != cells[UPTO] + period or unit != cells[UNIT]:
+            cells[TOTAL] = cells[STEP] = 0
+            cells[MARKS:DAYS] = array("q", bytes(8 * (DAYS - MARKS)))
+        cells[UPTO], cells[UNIT] = at, unit
+        if not usable or not isinstance(value, int):
+            continue
+        cells[TOTAL] = (cells[TOTAL] + value * unit if adds else value * unit) % MAX_MWH
+        cells[STEP] += 1
+        if (at + block.tz * 60) % DAY_S == 0:
+            _put(cells, MARKS, at, cells[TOTAL], cells[STEP] if adds else 1)
+            found += _compare(name, cells, at)
+    return found
+
+
+def _days(
+    name: str, cells: array[int], block: Block, column: Column, values: list[object]
+) -> list[Day]:
+    found: list[Day] = []
+    unit = int(10 ** (column.scaler + 3))
+    for at, value in zip(as_list(block.times), values, strict=True):
+        if not isinstance(value, int) or abs(value) * unit >= MAX_MWH:
+            continue
+        if at > max(cells[DAYS], cells[DAYS + 3]):
+            _put(cells, DAYS, at, value * unit, unit)
+            found += _compare(name, cells, at)
+    return found
+
+
+def _compare(name: str, cells: array[int], at: int) -> list[Day]:
+    """The day between the two midnights of the daily rows, if one of them is `at`."""
+    first, last = sorted((cells[DAYS], cells[DAYS + 3]))
+    before, after = _get(cells, MARKS, first), _get(cells, MARKS, last)
+    began, ended = _get(cells, DAYS, first), _get(cells, DAYS, last)
+    if at not in (first, last) or not first or last - first > MAX_DAY_S:
+        return []
+    if before is None or after is None or began is None or ended is None:
+        return []
+    told, risen = after[0] - before[0], ended[0] - began[0]
+    allowed = cells[UNIT] * max(1, after[1] - before[1]) + 2 * ended[1]
+    # a register that falls is another one, or came round
+    return [Day(name, first, last, told, risen, allowed)] if risen >= 0 else []
+
+
+def _put(cells: array[int], base: int, at: int, one: int, two: int) -> None:
+    """Instead of the older one of two."""
+    place = base if cells[base] <= cells[base + 3] else base + 3
+    cells[place : place + 3] = array("q", (at, one, two))
+
+
+def _get(cells: array[int], base: int, at: int) -> tuple[int, int] | None:
+    for place in (base, base + 3):
+        if at and cells[place] == at:
+            return cells[place + 1], cells[place + 2]
+    return None

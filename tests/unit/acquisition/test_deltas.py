@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_core.acquisition.deltas import KEPT, Day, Deltas
+from edge_core.acquisition.deltas import Day, Deltas
 from edge_core.domain import Block, Column, Layout, Obis
 
 T0 = 1_763_942_400 - 330 * 60  # a midnight in Kolkata
@@ -52,10 +52,28 @@ def test_a_day_that_agrees_and_one_that_does_not(order: int) -> None:
     for part in [rows(3), daily(0, 960, 1920, 9999)][::order]:
         days += known.take(part)
     assert [(d.first, d.last, d.agrees) for d in days] == [
-        (T0 + DAY_S, T0 + 2 * DAY_S, True),
         (T0 + 2 * DAY_S, T0 + 3 * DAY_S, False),
     ]
-    assert (days[1].rows, days[1].register, days[1].channel) == (960_000, 8_079_000, "1.0.1")
+    assert (days[0].rows, days[0].register, days[0].channel) == (960_000, 8_079_000, "1.0.1")
+
+
+def test_every_day_is_judged_as_it_comes() -> None:
+    known = Deltas()
+    found = [[d.agrees for d in known.take(daily(0))]]
+    for day in range(5):
+        known.take(rows(day + 1, first=96 * day + 1))
+        found.append([d.agrees for d in known.take(daily(960 * (day + 1), first=day + 1))])
+    assert found == [[], [], [True], [True], [True], [True]]
+
+
+@pytest.mark.parametrize("value", [1 << 63, -(1 << 70), None])
+def test_numbers_that_no_meter_has_begin_anew(value: int | None) -> None:
+    known = Deltas()
+    known.take(rows(1))
+    known.take(block("interval", [T0 + 900 * 97], [value]))
+    known.take(rows(3, first=98))
+    assert [d.agrees for d in known.take(daily(0, 960, 1920, 2880))] == [True]
+    assert known.take(block("midnight", [T0 + 9 * DAY_S], [value], obis=REGISTER)) == []
 
 
 def test_what_meters_cut_off_is_allowed() -> None:
@@ -84,7 +102,7 @@ def test_rows_that_come_again_count_once_and_gaps_begin_anew() -> None:
     known.take(whole.take([n for n in range(192) if n != 120]))
     assert known.take(daily(0, 960, 1920)) == [], "a row is missing: the day is not judged"
     known.take(rows(4, first=193))
-    assert [d.agrees for d in known.take(daily(1920, 2880, 3840, first=2))] == [True, True]
+    assert [d.agrees for d in known.take(daily(1920, 2880, 3840, first=2))] == [True]
 
 
 def test_another_device_a_step_of_the_clock_and_no_value_begin_anew() -> None:
@@ -106,12 +124,3 @@ def test_other_columns_kinds_and_registers_that_fall_are_left_alone() -> None:
     tariff = block("midnight", [T0], [1], obis="1.0.1.8.1.255")
     assert known.take(tariff) == []
     assert known.take(block("billing", [T0], [1], obis=REGISTER)) == []
-
-
-def test_memory_is_bounded() -> None:
-    known = Deltas()
-    known.take(rows(100))
-    known.take(daily(*[960 * n for n in range(101)]))
-    (channel,) = known._channels.values()
-    assert len(channel.marks) <= KEPT
-    assert len(channel.daily) <= KEPT
