@@ -446,6 +446,7 @@ class Fleet:
                     quirks=frozenset(group.quirks),
                     host=self.spec.host,
                     zone_name=group.zone,
+                    answer_s=group.answer_ms / 1000,
                     own_start=(int(self.real.now()) - 1_500_000_000) << 2,
                 )
             )

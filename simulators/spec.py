@@ -32,6 +32,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         pdu: largest APDU of the meter, octets.
         quirks: see simulators.dlms.meter.QUIRKS.
         zone: IANA name or minutes east of UTC; "" = the model's.
+        answer_ms: how long every answer takes (wrapper over TCP), as over a radio.
     """
 
     count: int = 1
@@ -45,6 +46,7 @@ class DlmsGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     pdu: int = 1024
     quirks: tuple[str, ...] = ()
     zone: str = ""
+    answer_ms: int = 0
 
 
 class ModbusGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -26,9 +26,9 @@ SHARE = 0.025  # of a line's time for suspects while others wait
 FEW_OF = 32
 FEW_SLOTS = 4  # below this a line is one medium that all speak on
 PATIENCE_MIN_S = 0.05
-PATIENCE_FACTOR = 2.0  # times the usual call
+PATIENCE_FACTOR = 1.5  # times the usual call
 STALL_MIN_S = 0.01
-STALL_FACTOR = 2.0  # times the fastest call
+STALL_FACTOR = 1.1  # times the fastest call
 PUT_OFF_MIN_S = 0.5
 PUT_OFF_FACTOR = 8.0  # times the usual call
 FORGET = 1.03  # a call: the fastest of some hundred calls ago counts no more
@@ -74,7 +74,7 @@ class Lane(Generic[W]):
         self.slots = slots
         self.used = self.suspects_at_once = 0
         self.usual_s = FIRST_CALL_S
-        self.fastest_s = FIRST_CALL_S / STALL_FACTOR
+        self.fastest_s = FIRST_CALL_S / 4
         self._wide = slots >= FEW_SLOTS
         self._healthy: list[tuple[int, int, str, W]] = []
         self._suspects: list[tuple[int, int, str, W]] = []

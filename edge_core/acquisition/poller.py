@@ -460,6 +460,12 @@ class Poller:
     async def _attempt_with(
         self, driver: Driver, state: MeterState, jobs: list[Job], turn: Turn[list[Job]]
     ) -> Visited:
+        def answered() -> None:
+            state.line.lane.answered(turn, self.clock.monotonic())
+
+        listen = getattr(driver, "on_answer", None)
+        if listen is not None:
+            listen(answered)
         visit = Visit(
             state.config,
             state.model,
@@ -473,7 +479,7 @@ class Poller:
             unsampled=self._unsampled,
             pending=state.pending,
             deltas=state.deltas,
-            answered=lambda: state.line.lane.answered(turn, self.clock.monotonic()),
+            answered=answered,
         )
         well = False
         try:

@@ -124,7 +124,7 @@ class Visit:
         between: called between two portions of a long read; True = somebody more urgent waits for the line.
         unsampled: the cause of a boundary that was not sampled and that nobody named yet.
         pending: what may have to be gone back for.
-        answered: called when the meter has answered.
+        answered: called when the meter has said who it is, where the driver did not tell of its first answer.
     """
 
     meter: Meter

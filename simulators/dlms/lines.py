@@ -117,7 +117,12 @@ class WrapperLine(_Line):
                     return
                 apdu = bytes(buffer[HEADER : HEADER + size])
                 del buffer[: HEADER + size]
-                self.send(wrap(target, source, self.session(source).handle(apdu)))
+                answer = wrap(target, source, self.session(source).handle(apdu))
+                if self.meter.answer_s:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(self.meter.answer_s, self.send, answer)
+                else:
+                    self.send(answer)
         except Refused:
             self.hang_up()
 

@@ -131,6 +131,7 @@ class Meter:
         framing: wrapper or hdlc.
         transport: tcp or udp.
         hdlc: logical and physical server address.
+        answer_s: how long every answer takes (wrapper over TCP).
         contacts: associations of the management client that were completed.
         sent_gasps: datagrams of last gasps, for replays.
     """
@@ -154,6 +155,7 @@ class Meter:
     host: str = "127.0.0.1"
     port: int = 0
     zone_name: str = ""
+    answer_s: float = 0.0
     extra: dict[str, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
     former: list[Device] = field(default_factory=list)

@@ -93,6 +93,10 @@ class Driver:
         self._changes = Changes(memory)
         self._notices: list[tuple[str, dict[str, Any]]] = []
 
+    def on_answer(self, call: Callable[[], None]) -> None:
+        """Call once, when the meter gives its first answer, whatever it is."""
+        self.session.answered = call
+
     # --- kept between visits
 
     @property

@@ -51,7 +51,7 @@ from edge_core.protocols.dlms.terms import Terms
 from edge_core.transports import tcp, udp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from edge_core.acquisition.drivers import Counters, Site, Tracer
     from edge_core.config.keys import MeterKeys
@@ -142,6 +142,7 @@ class Session:
         self._character_s = bits / line.baudrate if serial else 0.0
         self._whole_s = WHOLE_S + model.association.max_pdu_size * self._character_s
         self.foreign_counter: tuple[int, int] | None = None
+        self.answered: Callable[[], None] | None = None  # called once, at the first answer
         security = meter.security or model.association.security
         self.mechanism = _MECHANISMS[security]
         self.level = self._level(security)
@@ -442,6 +443,9 @@ class Session:
             request = next(exchange)
             while True:
                 reply = await channel.exchange(request, silence_s, whole_s)
+                if self.answered is not None:
+                    tell, self.answered = self.answered, None
+                    tell()
                 if 0 < self._reserved <= COUNTERS_LEAST:
                     await self._reserve(during)
                 request = exchange.send(reply)
