@@ -104,7 +104,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 
     async def make(**group: Any) -> Bench:
         history_s = group.pop("history_s", 2 * 86_400)
-        spec = FleetSpec(dlms=(DlmsGroup(**group),), history_s=history_s)
+        port = group.pop("port", 0)
+        spec = FleetSpec(dlms=(DlmsGroup(**group),), history_s=history_s, port=port)
         fleet = Fleet(spec, tmp_path / "state", SystemClock())
         await fleet.open()
         made.append(Bench(fleet, tmp_path, SystemClock()))

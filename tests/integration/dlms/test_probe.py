@@ -53,13 +53,12 @@ async def test_a_dlms_meter_by_tcp(bench: Make, model: str, sign: str, framing: 
 
 @pytest.mark.parametrize("told", [True, False], ids=["--udp", "where TCP is refused"])
 async def test_a_dlms_meter_by_datagrams(bench: Make, told: bool) -> None:
-    b = await bench(transport="udp")
-    meter = b.meter
-    target = Target(meter.host, meter.port, datagrams=told)
-    with (
-        socket.socket() as nobody
-    ):  # holds the TCP port of the same number, and takes no connection
-        nobody.bind((meter.host, meter.port))
+    # held, and takes no connection: a TCP port that another test may hold cannot be chosen afterwards
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        b = await bench(transport="udp", port=nobody.getsockname()[1])
+        meter = b.meter
+        target = Target(meter.host, meter.port, datagrams=told)
         (found,) = await probed(target)
     assert (found.framing, found.line) == ("wrapper", {"transport": "udp"})
     assert found.serial == meter.device.serial
