@@ -154,7 +154,7 @@ class _Model:
 
 
 class _Work:
-    """One request: rules and features group by group, the fleet's change, then the models in one batch."""
+    """One request: rules and features group by group, then how the whole fleet changed, then the models."""
 
     def __init__(self, store: Store, request: dict[str, Any]) -> None:
         from edge_core.detector import balance, rules
@@ -238,6 +238,7 @@ class _Work:
         first, last = at[0] - features.NEEDED_DAYS, at[-1]
         index = [day - first for day in at]
         tables, levels = [], []
+        fleet: Any = None
         seen: dict[int, Any] = {}
         balances = [
             balance.Balance(total, below, self._multipliers, last - first + 1)
@@ -265,11 +266,14 @@ class _Work:
             self._balance(each, due, first, last)
         if levels:
             fleet = features.fleet_of(np.concatenate(levels))
-            for k, (part, table) in enumerate(tables):
-                tables[k] = (part, features.against_fleet(table, fleet))
         self.features_s += time.monotonic() - began
-        for model in self._models:
-            self._model(model, tables, at, due, seen, first)
+        for (
+            part,
+            raw,
+        ) in tables:  # group by group: a batch of all costs the same time and three copies more
+            table = features.against_fleet(raw, fleet)
+            for model in self._models:
+                self._model(model, part, table, at, due, seen[part], first)
 
     def _balance(self, each: Balance, due: Iterable[int], first: int, last: int) -> None:
         """Judge a transformer on the days that are due."""
@@ -306,61 +310,52 @@ class _Work:
     def _model(
         self,
         model: _Model,
-        tables: list[tuple[int, Any]],
+        part: int,
+        table: Any,
         at: list[int],
         due: dict[int, set[int]],
-        seen: dict[int, Any],
+        seen: Any,
         first: int,
     ) -> None:
-        """Logits of all rows in one batch, and what fires on the days that are due.
+        """Logits of a group, and what fires on the days that are due.
 
         Args:
-            tables: by group, features of the days in `at`, shape (64, len(at), features).
-            seen: by group, see `_levels`, from day `first`.
+            table: features of the days in `at`, shape (64, len(at), features).
+            seen: see `_levels`, from day `first`.
         """
         import numpy as np
 
         from edge_core.detector import replay
 
         began = time.monotonic()
-        card = model.card
-        threshold = card["threshold"]
-        known = [np.isfinite(table[:, :, 0]) for _, table in tables]
-        rows = [table[there] for (_, table), there in zip(tables, known, strict=True)]
-        values = model.session(np.concatenate(rows)) if sum(map(len, rows)) else np.empty(0)
-        used = 0
-        for (part, table), there, own_rows in zip(tables, known, rows, strict=True):
-            fresh = np.full(there.shape, np.nan, np.float32)
-            fresh[there] = values[used : used + len(own_rows)]
-            used += len(own_rows)
-            group = slice(part * GROUP, (part + 1) * GROUP)
-            columns = [day - model.first for day in at]
-            model.logits[group, columns] = fresh
-            model.kept[part, columns] = True
-            self.logits += [
-                [day, part, card["version"], encode_logits(fresh[:, k]).tolist()]
-                for k, day in enumerate(at)
-            ]
-            mine = [day for day, parts in due.items() if part in parts]
-            score = replay.scores_of(model.logits[group], model.scales)
-            for day in mine:
-                own = score[:, day - model.first]
-                if not card["shadow"]:
-                    row_scores = [thousandths(v) if v == v else -1 for v in own.tolist()]
-                    self.scores.append([day, part, row_scores])
-                for row in (own > threshold - replay.LINGER).nonzero()[0].tolist():
-                    reasons = _reasons(table[row, at.index(day)], card["typical"], card["weights"])
-                    body = {
-                        "score": thousandths(float(own[row])),
-                        "threshold": thousandths(threshold),
-                        "lingers": bool(own[row] <= threshold),
-                        "model": card["version"],
-                        "shadow": card["shadow"],
-                        "days": _days_of(model, part * GROUP + row, day, float(own[row])),
-                        "features": reasons,
-                        **_energies(seen[part][row], day - first),
-                    }
-                    self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
+        card, threshold = model.card, model.card["threshold"]
+        group = slice(part * GROUP, (part + 1) * GROUP)
+        columns = [day - model.first for day in at]
+        fresh = replay.logits_of(table, replay.Judge(model.session))
+        model.logits[group, columns] = fresh
+        model.kept[part, columns] = True
+        self.logits += [
+            [day, part, card["version"], encode_logits(fresh[:, k]).tolist()]
+            for k, day in enumerate(at)
+        ]
+        score = replay.scores_of(model.logits[group], model.scales)
+        for day in (d for d, parts in due.items() if part in parts):
+            own = score[:, day - model.first]
+            if not card["shadow"]:
+                row_scores = [thousandths(v) if v == v else -1 for v in own.tolist()]
+                self.scores.append([day, part, row_scores])
+            for row in np.flatnonzero(own > threshold - replay.LINGER).tolist():
+                body = {
+                    "score": thousandths(float(own[row])),
+                    "threshold": thousandths(threshold),
+                    "lingers": bool(own[row] <= threshold),
+                    "model": card["version"],
+                    "shadow": card["shadow"],
+                    "days": _days_of(model, part * GROUP + row, day, float(own[row])),
+                    "features": _reasons(table[row, at.index(day)], card["typical"], card["weights"]),
+                    **_energies(seen[row], day - first),
+                }  # fmt: skip
+                self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
         self.model_s += time.monotonic() - began
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
 
+from edge_core.cli.check import summary
+from edge_core.config.load import load
 from edge_core.config.schema import Meter
 from edge_core.detector import balance, rules
 from edge_core.detector.topology import measured
@@ -95,3 +99,15 @@ def test_the_meter_that_has_the_name_of_the_transformer_measures_it() -> None:
     assert measured({m.id: m for m in meters}) == {"T1": ["A", "B"]}
     sum_meter = msgspec.structs.replace(plain, transformer="T1")
     assert measured({m.id: m for m in [sum_meter, *meters[1:]]}) == {"T1": ["A", "B"]}
+
+
+def test_check_shows_which_transformers_are_balanced(tmp_path: Path) -> None:
+    table = '[[meters]]\nid = "{}"\nline = "l"\nmodel = "is15959-3ph"\naddress = "10.0.0.{}:4059"\ntransformer = "{}"\n'
+    meters = [("DT-7", 1, ""), ("A", 2, "DT-7"), ("B", 3, "DT-7"), ("C", 4, "DT-8")]
+    (tmp_path / "gateway.toml").write_text(
+        '[gateway]\nid = "dcu-1"\n[uplink]\nurl = "mqtt://127.0.0.1"\n'
+        '[[lines]]\nid = "l"\ntransport = "tcp"\nframing = "wrapper"\n'
+        + "".join(table.format(*meter) for meter in meters)
+    )
+    document = summary(load(str(tmp_path / "gateway.toml")))
+    assert document["transformers"] == {"DT-7": 2}
