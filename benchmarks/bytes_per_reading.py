@@ -5,6 +5,10 @@ whole messages are counted, envelope included, topic and MQTT header not. A read
 deflate and base64 make of the bare values (no identity, no time: no JSON of this shape can be smaller), and the same
 readings as one JSON row per interval, the common form.
 
+What is left to gain: a block of 4 rows and 4 registers pays 1.0 octet a reading for meter, serial (8 random digits: 3.3
+octets before base64, whoever compresses), time of the read and the members' names, on top of 1.3 for its values. An optimal
+parse (zopfli, 15 iterations, 200 times the time) gives 2.19. 1.6 is reached by blocks of 12 rows (read every 3 h: 1.59).
+
 usage: bytes_per_reading.py [--quick]
 """
 

@@ -15,7 +15,8 @@ from edge_core.domain import alarm_id
 from tests.conftest import eventually_sync
 from tests.system.conftest import OPENDCU, Fleet, Installation
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(90)]
+LONG = bool(os.environ.get("OPENDCU_LONG"))
+pytestmark = [pytest.mark.system, pytest.mark.timeout(900 if LONG else 90)]
 
 
 def test_every_reading_arrives_once_and_is_the_meters(gateway, settled):
@@ -28,7 +29,7 @@ def test_every_reading_arrives_once_and_is_the_meters(gateway, settled):
 def test_killed_again_and_again_nothing_is_lost_and_no_counter_repeats(
     gateway, fleet, cloud, settled
 ):
-    for round_ in range(6):
+    for round_ in range(100 if LONG else 6):
         gateway.start()
         before = len(cloud.arrived)
         if round_ % 2:
