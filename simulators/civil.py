@@ -45,10 +45,12 @@ class Zone:
         return np.asarray(self.offset_min(at) > self.standard_min)
 
     def midnight_after(self, at: int) -> int:
-        """The first local midnight later than `at`; Europe and India never change the clock at midnight."""
+        """The first local midnight later than `at`; where the clock is set ahead at midnight (Beirut), that moment."""
         day = (at + int(self.offset_min(at)) * 60) // 86_400 + 1
         guess = day * 86_400 - self.standard_min * 60
-        return day * 86_400 - int(self.offset_min(guess)) * 60
+        offset = int(self.offset_min(guess))
+        midnight = day * 86_400 - offset * 60
+        return midnight if int(self.offset_min(midnight)) == offset else guess
 
     def to_utc(self, local: int) -> int:
         """UTC of local wall-clock seconds; the first of two that an autumn hour allows."""

@@ -52,7 +52,8 @@ class Plant:
         }  # fmt: skip
         config = self.folder / "gateway.toml"
         config.write_text(
-            '[gateway]\nid = "dcu-0001"\ndata_dir = "data"\ntimezone = "Asia/Kolkata"\n'
+            '[gateway]\nid = "dcu-0001"\ndata_dir = "data"\n'
+            f'timezone = "{settings.get("timezone", "Asia/Kolkata")}"\n'
             '[uplink]\nkind = "file"\nurl = "sent"\n[schedule]\n'
             + "".join(f"{key} = {value}\n" for key, value in schedule.items())
             + f'[clock]\nset_meters = "{settings.get("set_meters", "off")}"\n'
