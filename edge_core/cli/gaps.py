@@ -25,10 +25,17 @@ UNNAMED = "not named yet"
 @click.argument("meters", nargs=-1, metavar="[METER]...")
 @config_option
 @click.option("--kind", help="Only this profile: interval, midnight, billing, events-<k>.")
+@click.option("--cause", help="Only gaps of this cause; `unnamed` = those without one.")
 @click.option("--all", "everything", is_flag=True, help="Complete profiles too.")
 @json_option
 def gaps(
-    meters: tuple[str, ...], *, config_file: str, kind: str | None, everything: bool, as_json: bool
+    meters: tuple[str, ...],
+    *,
+    config_file: str,
+    kind: str | None,
+    cause: str | None,
+    everything: bool,
+    as_json: bool,
 ) -> int:
     """What is missing of METERs (all of them), and the cause of every gap.
 
@@ -52,6 +59,8 @@ def gaps(
         ledger = {
             meter: [e for e in entries if e["kind"] == kind] for meter, entries in ledger.items()
         }
+    if cause:
+        ledger = of_cause(ledger, "" if cause == "unnamed" else cause)
     if as_json:
         click.echo(json.dumps({"meters": ledger}, ensure_ascii=False))
     else:
@@ -102,6 +111,31 @@ def _from_files(config: Config, names: tuple[str, ...]) -> dict[str, list[dict[s
             dataclasses.asdict(view) | {"missing": sum(hole.rows for hole in view.holes)}
         )
     return ledger
+
+
+def of_cause(
+    ledger: dict[str, list[dict[str, Any]]], cause: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Entries with gaps of one cause, and only these gaps; `due` and `missing` still count everything.
+
+    Raises:
+        click.UsageError: there is no such cause.
+    """
+    from edge_core.acquisition.causes import CAUSES
+    from edge_core.config.tables import did_you_mean
+
+    if cause and cause not in CAUSES:
+        hint = did_you_mean(cause, CAUSES)
+        raise click.UsageError(f"{cause!r} is no cause of a gap" + (f" ({hint})" if hint else ""))
+    found = {}
+    for meter, entries in ledger.items():
+        kept = [
+            entry | {"holes": [hole for hole in entry["holes"] if hole["cause"] == cause]}
+            for entry in entries
+        ]
+        if kept := [entry for entry in kept if entry["holes"]]:
+            found[meter] = kept
+    return found
 
 
 def show(ledger: dict[str, list[dict[str, Any]]], zone: ZoneInfo, *, everything: bool) -> None:

@@ -125,6 +125,18 @@ def test_gaps_as_json(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_gaps_of_one_cause(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for cause, rows in (("meter-power-off", "2"), ("unnamed", "2")):
+        text = out(capfd, "gaps", "-c", str(config), "--cause", cause)
+        (line,) = [line for line in text.splitlines() if line.startswith("GP1")]
+        assert line.split()[2] == rows
+        assert line.endswith("not named yet" if cause == "unnamed" else cause)
+    document = json.loads(out(capfd, "gaps", "-c", str(config), "--cause", "link", "--json"))
+    assert document == {"meters": {}}
+    assert run(["gaps", "-c", str(config), "--cause", "meter-power"]) == 2
+    assert 'did you mean "meter-power-off"?' in capfd.readouterr().err
+
+
 def test_a_meter_that_is_not_there(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["gaps", "GP11", "-c", str(config)]) == 2
     assert 'did you mean "GP1"?' in capfd.readouterr().err
