@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from edge_core.config.keys import parse_file
@@ -39,9 +41,18 @@ SET = {
 }
 
 
-def build(out: Path, *names: str) -> Path:
-    """The local-deployment tree of these components."""
-    Builder(ROOT, out, level=1).build(names)
+def build(tmp: pytest.TempPathFactory, *names: str) -> Path:
+    """The local-deployment tree with these components, built once for all workers of a run."""
+    base = tmp.getbasetemp()
+    out = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "greengrass-build"
+    out.mkdir(exist_ok=True)
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = [name for name in names if not (out / name).exists()]
+        if missing:
+            Builder(ROOT, out, level=0).build(missing)
+        for name in missing:
+            (out / name).touch()
     return out / "local"
 
 

@@ -20,7 +20,7 @@ from simulators.cloud import LocalCloud
 from simulators.demo.count import dlms_account
 from tests.conftest import eventually_sync
 from tests.integration.greengrass.conftest import Nucleus
-from tests.system.boxes import Box, build
+from tests.system.boxes import GATEWAY, Box, build
 from tests.system.conftest import Fleet
 from tests.system.test_greengrass_component import broken
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("greengrass-build"), "Gateway")
+    return build(tmp_path_factory, GATEWAY)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The local-deployment tree of the gateway component."""
-    return build(tmp_path_factory.mktemp("greengrass-build"), "Gateway")
+    return build(tmp_path_factory, GATEWAY)
 
 
 @pytest.fixture
@@ -122,15 +122,22 @@ def test_an_alarm_that_is_not_out_puts_an_update_off(
     box.deploy()
     box.start()
     fleet.order("freeze")
-    box.ask("sweep", timeout_s=10)  # no midnight run is open any more
     box.nucleus.fail("PublishToIoTCore", "ServiceError", times=1_000_000)
     fleet.order("gasp", meter=0, to=f"udp://127.0.0.1:{box.push_port}", how="genuine")
     eventually_sync(lambda: box.ask("journal-status")["alarms_waiting"] > 0, 20)
-    box.nucleus.order("notice", deployment="d1")
-    box.nucleus.until(lambda s: len(s["deferrals"]) == 1)
-    (answer,) = box.nucleus.order("status")["deferrals"]
-    assert 0 < answer["recheckAfterMs"] <= 60_000
-    assert "an alarm is not out" in answer["message"]
+    asked = 0
+
+    def why() -> str:
+        """What a notice is answered with, when every meter that is due was read."""
+        nonlocal asked
+        box.ask("sweep", timeout_s=20)  # until no midnight run is open any more
+        asked += 1
+        box.nucleus.order("notice", deployment=f"d{asked}")
+        box.nucleus.until(lambda s: len(s["deferrals"]) == asked, 20)
+        answer = box.nucleus.order("status")["deferrals"][-1]
+        return answer["message"] if 0 < answer["recheckAfterMs"] <= 60_000 else ""
+
+    eventually_sync(lambda: "an alarm is not out" in why(), 60)
     assert box.terminate() == 0
 
 
@@ -249,7 +256,7 @@ def test_a_nucleus_that_refuses_us_ends_the_process_once_and_acquisition_goes_on
     again = (
         box.start()
     )  # still refused: a new start did not help, so it stays, with the settings of before
-    assert box.ask("ping") == {"gateway": "dcu-0001", "version": "0.1.0"}
+    assert box.ask("ping")["gateway"] == "dcu-0001"
     eventually_sync(lambda: box.nucleus.count("refused") >= 6, 15)
     assert again.poll() is None
     box.nucleus.order("accept", token=True, name=True)
