@@ -470,9 +470,10 @@ class Journal(Reading):
         """One group commit, in the writer thread."""
         was_damaged = self._writing.damaged
         if not self._book.complete:
-            self._writing.run([item for item in batch if item.what in _WITHOUT_LEDGER])
-            batch = [item for item in batch if item.what not in _WITHOUT_LEDGER]
-            if batch:
+            rest = [item for item in batch if item.what not in _WITHOUT_LEDGER]
+            if any(item.what != "flush" for item in rest):
+                self._writing.run([item for item in batch if item.what in _WITHOUT_LEDGER])
+                batch = rest  # a flush among them is answered after them
                 self._replay.finish()
         self._writing.run(batch)
         if self._writing.damaged and not was_damaged:
