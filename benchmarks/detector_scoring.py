@@ -93,7 +93,7 @@ def main() -> None:
     request = {
         "model": {
             "onnx": str(BUILTIN / "model.onnx"), "sha256": card.onnx_sha256, "version": card.version,
-            "threshold": card.threshold(0.02), "scales": card.scales, "shadow": False, "weights": importance,
+            "threshold": card.threshold(0.03), "scales": card.scales, "shadow": False, "weights": importance,
             "typical": {k: v for k, v in card.typical.items() if k in importance},
         }
     }  # fmt: skip

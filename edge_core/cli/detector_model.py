@@ -89,7 +89,7 @@ def train(readings: Path | None, *, out: Path, key_file: Path | None, seed: int,
     "--model", "model_dir", default="builtin", show_default=True, help="A model directory."
 )
 @click.option(
-    "--false-alarms", default=0.02, show_default=True, help="Per meter-month; picks the threshold."
+    "--false-alarms", default=0.03, show_default=True, help="Per meter-month; picks the threshold."
 )
 @key_option
 @click.option("--baselines/--no-baselines", default=True, help="Compare with simple detectors.")

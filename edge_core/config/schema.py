@@ -412,7 +412,7 @@ class Detector(_Table, frozen=True, kw_only=True):
 
     model: str = "builtin"
     shadow: str = ""
-    false_alarms: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.02
+    false_alarms: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.03
 
 
 class Console(_Table, frozen=True, kw_only=True):

@@ -30,8 +30,8 @@ FOLDS = 5
 HELD_OUT = 2
 SCALES: replay.Scales = ((3, 0.0), (10, 0.8))
 TARGETS = (0.003, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05)
-DEFAULT_TARGET = 0.02
-"""Thresholds are chosen on 50 households; aiming below the goal of 0.03 leaves room for others."""
+DEFAULT_TARGET = 0.03
+"""The goal's own rate; households that were never seen cost about two thirds of it."""
 TRAINED_KINDS = (
     *inject.ATTACKS * 3,
     *("h1", "h6", "clip"),
