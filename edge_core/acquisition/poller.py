@@ -679,6 +679,11 @@ class Poller:
             await asyncio.sleep(0.05)
         return sum(1 for s in wanted if (s.last_read or 0) >= began)
 
+    async def go_back(self, meter: str, timeout_s: float = 60.0) -> int:
+        """Look for what is missing without a cause and read it, and all that is due; as `sweep`."""
+        self.meters[meter].pending.doubt()
+        return await self.sweep([meter], timeout_s)
+
     def park(self, meter: str, reason: str, until: float) -> None:
         """Leave a meter alone until a civil instant; it is excused meanwhile."""
         self.meters[meter].park(self.clock.now(), until, reason)

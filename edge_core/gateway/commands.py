@@ -147,7 +147,7 @@ class Runner:
                     key: reply[key] for key in ("layouts", "blocks", "registers") if reply.get(key)
                 }
             case "backfill":
-                await self._poller.sweep([order.meter])
+                await self._poller.go_back(order.meter)
                 return {}
             case "park":
                 until = float(order.args.get("until", self._clock.now() + 86_400))

@@ -6,6 +6,7 @@ import pytest
 
 from edge_core.acquisition.backfill import FRESH_PERIODS, ROUND_ROWS
 from edge_core.domain import as_list
+from edge_core.journal import book
 from tests.conftest import eventually
 from tests.integration.acquisition.conftest import T0, Make, Plant
 
@@ -87,6 +88,31 @@ async def test_going_back_stops_at_the_memory_of_the_meter_and_says_so(plant: Ma
     await p.advance(3600)
     assert all("BACKFILL" not in v["jobs"] for v in p.visits[visits:])
     assert asked is meter.device
+
+
+async def test_a_command_looks_for_what_nobody_gave_a_cause_for(plant: Make) -> None:
+    p = await plant(dlms=1, history_s=DAY_S)
+    await p.settle()
+    meter = p.meter_id()
+    (entry,) = p.ledger(meter)
+    # rows that the journal forgot without a word, as after damage, between rows that it knows
+    block = next(
+        b for s in p.journal.segments(0) for b in p.journal.blocks(s.id) if b.kind == "interval"
+    )
+    with p.journal._lock:
+        staged = p.journal._book
+        (key,) = [k for k in staged._place if k[1] == entry.profile]
+        blob = staged._blobs[staged._place[key]]
+        held = book._unpack(blob.entries[key])
+        held.forget(block.take(range(20, 30)), "link")
+        held.gaps = []
+        blob.entries[key] = book._pack(held)
+    assert p.missing(meter) == {"": 10}
+    assert await p.poller.go_back(meter) == 1
+    await p.settle()
+    assert p.missing(meter).total() == 0
+    (entry,) = p.ledger(meter)
+    assert entry.due == entry.captured
 
 
 async def test_on_demand_work_goes_between_the_rounds_of_going_back(plant: Make) -> None:
