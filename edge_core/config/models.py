@@ -480,14 +480,22 @@ def find_model(name_or_path: str, base: Path | None = None) -> Path:
     """
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         path = (base or Path.cwd()) / name_or_path
-        if path.is_file():
+        if _is_file(path):
             return path
         raise ConfigErrors([ConfigError(name_or_path, "", "", "no such model file")])
     path = FOLDER / f"{name_or_path}.toml"
-    if NAME.fullmatch(name_or_path) and path.is_file():
+    if NAME.fullmatch(name_or_path) and _is_file(path):
         return path
     hint = did_you_mean(name_or_path, model_names()) or "opendcu model list shows all"
     raise ConfigErrors([ConfigError(name_or_path, "", "", "unknown meter model", hint)])
+
+
+def _is_file(path: Path) -> bool:
+    """Also for names that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def load_model(name_or_path: str, *, base: Path | None = None, strict: bool = True) -> Model:

@@ -128,3 +128,9 @@ def test_names(tmp_path: Path) -> None:
 def test_an_unknown_key_of_a_model_does_not_stop_run(tmp_path: Path) -> None:
     name = write(tmp_path, MODBUS + POINT + "colour = 1\n")
     assert isinstance(load_model(name, base=tmp_path, strict=False), ModbusModel)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".toml", "a\0/b", "x/" * 3000])
+def test_a_model_name_that_no_file_system_takes_is_unknown(name: str) -> None:
+    with pytest.raises(ConfigErrors):
+        find_model(name)
