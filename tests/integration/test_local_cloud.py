@@ -18,6 +18,10 @@ import pytest
 pytest.importorskip("ministack")
 mqtt5 = pytest.importorskip("awscrt.mqtt5")
 from awsiot import mqtt5_client_builder  # noqa: E402
+from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from cryptography.x509.oid import NameOID  # noqa: E402
 
 from edge_core.clock import SystemClock  # noqa: E402
 from simulators.cloud import LocalCloud, template_text  # noqa: E402
@@ -458,23 +462,57 @@ def test_an_on_demand_read_goes_down_and_its_answer_comes_back(cloud, gateway, e
     assert answer[0]["registers"] == reply["registers"]
 
 
-def test_a_claim_may_ask_for_a_certificate_of_its_own_key_and_nothing_else(cloud, connect):
-    box = connect(
-        cloud.make_claim(), client_id="claim-0009"
-    )  # tests/integration/test_provisioning.py goes on
+def signing_request() -> tuple[bytes, bytes]:
+    """A private key and its signing request, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateSigningRequestBuilder()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dcu-0009")])
+    request = builder.subject_name(name).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, request.public_bytes(pem)
+
+
+def test_a_box_obtains_its_certificate_with_a_claim(cloud, connect):
+    iot = cloud.client("iot")
+    made = iot.create_keys_and_certificate(setAsActive=True)
+    iot.attach_policy(policyName="opendcu-claim", target=made["certificateArn"])
+    claim = cloud.write_credentials("claim", made)
+    cloud.expect("dcu-0009")
+    box = connect(claim, client_id="claim-dcu-0009")
+    own = "$aws/certificates/create-from-csr/json"
     provision = "$aws/provisioning-templates/opendcu-fleet/provision/json"
-    for topic in ("$aws/certificates/create-from-csr/json", provision):
+    for topic in (own, provision):
         assert box.subscribe(f"{topic}/accepted") == 0
         assert box.subscribe(f"{topic}/rejected") == 0
-    refused = mqtt5.SubackReasonCode.NOT_AUTHORIZED
-    assert (
-        box.subscribe("$aws/certificates/create/json/accepted") == refused
-    )  # AWS would make the key
-    assert box.subscribe("dcu/dcu-0001/down/#") == refused
+    made_there = "$aws/certificates/create/json"
+    assert box.subscribe(f"{made_there}/accepted") == mqtt5.SubackReasonCode.NOT_AUTHORIZED
     assert (
         box.publish("reads/interval", b"{}", dcu="dcu-0001")
         == mqtt5.PubackReasonCode.NOT_AUTHORIZED
     )
+
+    private, request = signing_request()
+    box.publish(own, {"certificateSigningRequest": request.decode()})
+    issued = until(lambda: dict(box.heard).get(f"{own}/accepted"))
+    box.publish(
+        provision,
+        {
+            "certificateOwnershipToken": issued["certificateOwnershipToken"],
+            "parameters": {"GatewayId": "dcu-0009"},
+        },
+    )
+    assert until(lambda: dict(box.heard).get(f"{provision}/accepted"))["thingName"] == "dcu-0009"
+    keys = {
+        "certificatePem": issued["certificatePem"],
+        "keyPair": {"PrivateKey": private.decode()},
+    }
+    gateway = connect(cloud.write_credentials("dcu-0009", keys), "dcu-0009")
+    assert gateway.subscribe("dcu/dcu-0009/down/#") == 0
+    gateway.publish("reads/interval", reads(9, 1, "NINE", [1], dcu="dcu-0009"))
+    until(lambda: gateway.acked(9) == {1})
 
 
 def test_everything_listens_on_loopback_only(cloud):
