@@ -107,7 +107,6 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         work = _Work(store, request)
         work.all()
-        memory = memory_mb()
     finally:
         store.close()
     scored = np.array([s for _, _, row in work.scores for s in row if s >= 0] or [0])
@@ -121,7 +120,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "quantiles": {q: int(np.quantile(scored, float(q))) for q in ("0.5", "0.9", "0.99")},
         "features_s": round(work.features_s, 3),
         "model_s": round(work.model_s, 3),
-        "memory_mb": memory,
+        "memory_mb": work.memory_mb,
     }
 
 
@@ -167,7 +166,7 @@ class _Work:
         self.scores: list[Any] = []
         self.logits: list[Any] = []
         self.errors: dict[str, str] = {}
-        self.features_s = self.model_s = 0.0
+        self.features_s = self.model_s = self.memory_mb = 0.0
         self._store = store
         self._parts = max([store.parts(), *(part + 1 for _, parts in self.days for part in parts)])
         span = (self.days[0][0], self.days[-1][0]) if self.days else (0, 0)
@@ -237,8 +236,11 @@ class _Work:
         began = time.monotonic()
         first, last = at[0] - features.NEEDED_DAYS, at[-1]
         index = [day - first for day in at]
-        tables, levels = [], []
-        fleet: Any = None
+        # in one piece each, so that all of it goes back to the system
+        rows = self._parts * GROUP if self._models else 0
+        raw = np.empty((rows, len(at), len(features.NAMES)), np.float32)
+        levels = np.full((rows, len(at), len(features.WINDOWS)), np.nan, np.float32)
+        tables: list[int] = []
         seen: dict[int, Any] = {}
         balances = [
             balance.Balance(total, below, self._multipliers, last - first + 1)
@@ -254,26 +256,25 @@ class _Work:
                 self._rules(day, part, rules.judge(wh[:, window], trusted[:, window]))
             if not self._models:
                 continue
+            group = slice(part * GROUP, (part + 1) * GROUP)
             if part not in scored:
-                levels.append(features.levels(wh, index, trusted))
+                levels[group] = features.levels(wh, index, trusted)
                 continue
             daily = features.daily(wh)
-            table = features.windows(daily, index, trusted)
-            levels.append(features.levels_of(table))
-            tables.append((part, table))
-            seen[part] = _levels(daily, trusted)
+            raw[group] = features.windows(daily, index, trusted)
+            levels[group] = features.levels_of(raw[group])
+            tables.append(part)
+            seen[part] = _energies(daily, trusted, [day - first for day in due])
         for each in balances:
             self._balance(each, due, first, last)
-        if levels:
-            fleet = features.fleet_of(np.concatenate(levels))
+        fleet = features.fleet_of(levels)
         self.features_s += time.monotonic() - began
-        for (
-            part,
-            raw,
-        ) in tables:  # group by group: a batch of all costs the same time and three copies more
-            table = features.against_fleet(raw, fleet)
+        # group by group: a batch of all costs the same time and three copies more
+        for part in tables:
+            table = features.against_fleet(raw[part * GROUP : (part + 1) * GROUP], fleet)
             for model in self._models:
-                self._model(model, part, table, at, due, seen[part], first)
+                self._model(model, part, table, at, due, seen[part])
+        self.memory_mb = max(self.memory_mb, memory_mb())  # while everything is there
 
     def _balance(self, each: Balance, due: Iterable[int], first: int, last: int) -> None:
         """Judge a transformer on the days that are due."""
@@ -315,13 +316,12 @@ class _Work:
         at: list[int],
         due: dict[int, set[int]],
         seen: Any,
-        first: int,
     ) -> None:
         """Logits of a group, and what fires on the days that are due.
 
         Args:
             table: features of the days in `at`, shape (64, len(at), features).
-            seen: see `_levels`, from day `first`.
+            seen: see `_energies`, of the days in `due`.
         """
         import numpy as np
 
@@ -353,7 +353,8 @@ class _Work:
                     "shadow": card["shadow"],
                     "days": _days_of(model, part * GROUP + row, day, float(own[row])),
                     "features": _reasons(table[row, at.index(day)], card["typical"], card["weights"]),
-                    **_energies(seen[row], day - first),
+                    "seen_wh": _whole(seen[0, row, list(due).index(day)]),
+                    "expected_wh": _whole(seen[1, row, list(due).index(day)]),
                 }  # fmt: skip
                 self.fired.append([day, part * GROUP + row, replay.CONSUMPTION, body])
         self.model_s += time.monotonic() - began
@@ -376,30 +377,24 @@ def _session(model: dict[str, Any]) -> Any:
     return session_of(content)
 
 
-def _levels(daily: Any, trusted: Any) -> Any:
-    """Wh of each day (not-a-number where it is not good), and which may stand in a baseline; shape (meters, 2, days)."""
+def _energies(daily: Any, trusted: Any, at: list[int]) -> Any:
+    """Mean Wh of a day in the last week and in the baseline, at the end of some days; shape (2, meters, len(at))."""
     import numpy as np
 
     from edge_core.detector.days import SLOTS
-    from edge_core.detector.features import FLOOR_WH
+    from edge_core.detector.features import FLOOR_WH, GAP_DAYS, NEEDED_DAYS
 
     total = (np.exp(daily.figures[:, :, 0]) - FLOOR_WH) * SLOTS
-    total = np.where(daily.good, total, np.nan)
-    return np.stack([total, np.where(trusted, total, np.nan)], axis=1).astype(np.float32)
-
-
-def _energies(level: Any, at: int) -> dict[str, int]:
-    """Wh of a day: in the last week, and before."""
-    import numpy as np
-
-    from edge_core.detector.features import GAP_DAYS, NEEDED_DAYS
-
-    week = level[0, max(0, at - 6) : at + 1]
-    before = level[1, max(0, at - NEEDED_DAYS + 1) : max(1, at - GAP_DAYS + 1)]
-    return {
-        "seen_wh": _whole(np.nanmean(week)) if np.isfinite(week).any() else 0,
-        "expected_wh": _whole(np.nanmean(before)) if np.isfinite(before).any() else 0,
-    }
+    out = np.zeros((2, len(total), len(at)), np.float32)
+    for k, day in enumerate(at):
+        week = slice(max(0, day - 6), day + 1)
+        base = slice(max(0, day - NEEDED_DAYS + 1), max(1, day - GAP_DAYS + 1))
+        for place, span, good in ((0, week, daily.good), (1, base, daily.good & trusted)):
+            there = good[:, span]
+            out[place, :, k] = (total[:, span] * there).sum(axis=1) / np.maximum(
+                there.sum(axis=1), 1
+            )
+    return out
 
 
 def _days_of(model: _Model, meter: int, day: int, score: float) -> int:
