@@ -297,7 +297,7 @@ class Journals:
         """As `Journal.release`; what other processes own is left to them."""
         ids = list(alarms)
         by_number = _by_number(segments, notes)
-        for number, other in self._now().items():
+        for number, other in self._others.items():  # files are looked for by who reads
             mine, their_notes = by_number.pop(number, ([], []))
             freed = Freed(mine, other.holding(ids) if ids else [], their_notes)
             self._free(number, other, freed)
@@ -309,7 +309,7 @@ class Journals:
     ) -> Future[None]:
         """As `Journal.set_aside`; what other processes own is left to them."""
         by_number = _by_number(segments, notes)
-        for number, other in self._now().items():
+        for number, other in self._others.items():  # files are looked for by who reads
             mine, their_notes = by_number.pop(number, ([], []))
             mine = [segment for segment in mine if other.waiting(segment)]
             self._free(number, other, Freed(mine, [], their_notes, cause, why))
