@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 PUBLISHES_PER_S = 90.0  # of 100: acks and commands that come down count as well
 OCTETS_PER_S = 512.0 * 1024
+PUBLISHES_AT_ONCE = 10.0  # so that no second holds more than 100: what is above is discarded
 ALARMS_SHARE = 0.5  # of both buckets; only alarms may draw them below
 
 FAST_S, SLOW_S = 0.5, 2.0  # a PUBACK faster than this widens the window, slower than that halves it
 
 
 class Quota:
-    """Two token buckets, each one second deep."""
+    """Two token buckets: publishes PUBLISHES_AT_ONCE deep, octets one second."""
 
     def __init__(
         self,
@@ -32,7 +33,8 @@ class Quota:
     ) -> None:
         self._clock = clock
         self._rates = (publishes_per_s, octets_per_s)
-        self._tokens = list(self._rates)
+        self._depths = (min(PUBLISHES_AT_ONCE, publishes_per_s), octets_per_s)
+        self._tokens = list(self._depths)
         self._at = clock.monotonic()
 
     async def take(self, octets: int, *, alarm: bool = False) -> None:
@@ -45,11 +47,12 @@ class Quota:
         now = self._clock.monotonic()
         passed, self._at = max(0.0, now - self._at), now
         wait = 0.0
-        for i, (rate, cost) in enumerate(zip(self._rates, (1.0, float(octets)), strict=True)):
-            self._tokens[i] = min(rate, self._tokens[i] + passed * rate)
-            floor = 0.0 if alarm else rate * ALARMS_SHARE
+        costs = (1.0, float(octets))
+        for i, (rate, depth, cost) in enumerate(zip(self._rates, self._depths, costs, strict=True)):
+            self._tokens[i] = min(depth, self._tokens[i] + passed * rate)
+            floor = 0.0 if alarm else depth * ALARMS_SHARE
             needed = min(
-                floor + cost, rate
+                floor + cost, depth
             )  # one message larger than the bucket waits for a full one
             wait = max(wait, (needed - self._tokens[i]) / rate)
         if wait > 1e-6:  # what rounding left is no reason to wait

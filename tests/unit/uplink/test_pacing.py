@@ -87,3 +87,16 @@ def test_window_of_two_never_holds_three() -> None:
     window.entered()
     window.entered()
     assert not window.free
+
+
+def test_no_second_holds_more_publishes_than_iot_core_takes() -> None:
+    clock = ManualClock()
+    quota = Quota(clock)
+    taken: list[float] = []
+    for _ in range(4_000):  # 4 s of asking every millisecond, alarms all of it
+        while quota.delay(100, alarm=True) == 0.0:
+            taken.append(clock.monotonic())
+        clock.advance(0.001)
+    busiest = max(sum(at <= other < at + 1.0 for other in taken) for at in taken)
+    assert 90 <= busiest <= 100
+    assert len(taken) >= 4 * 88
