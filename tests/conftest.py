@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,9 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# no example is late: on two cores beside three others any of them may wait; every test has 30 s
+# no example is late: on two cores beside three others any of them may wait; every test has 90 s
 settings.register_profile("opendcu", deadline=None)
 settings.load_profile("opendcu")
+
+# whoever runs the tests behind a shell's `&` hands SIGINT down ignored, and with it to each program under test
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
