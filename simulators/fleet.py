@@ -12,7 +12,7 @@ objects with a key `do`, answered by JSON objects (`{"error": ...}` when an orde
   {"do": "storm", "meters": [ID] or N, "to": URL, "within": 1.0}  last gasps of many, spread over so many seconds
   {"do": "outage", "meters": [ID], "to": URL, "for": 5.0}  last gasp, no power and no rows, then a first breath;
       both answer {"gasps": [reports]}, or write them into "file": PATH; reports as in simulators.dlms.push
-  {"do": "freeze"}                                         nothing is captured from now on, no sample answered
+  {"do": "freeze"}                                         nothing is captured from now on
   {"do": "truth", "file": PATH}                            every row ever captured, one JSON line a device and profile
   {"do": "modbus", "meter": ID, "points": [OBIS], "at": T} what points of a Modbus meter read at a civil second
   {"do": "verify", "file": PATH}                           samples of Modbus meters, checked against the truth: JSON
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import math
 import os
 import resource
 from pathlib import Path
@@ -265,13 +264,10 @@ class Fleet:
         return found
 
     def freeze(self) -> None:
-        """Capture what is due now, and nothing from here on; what keeps no history falls silent: each answer is a sample."""
+        """Capture what is due now, and nothing from here on."""
         if self.frozen_at is None:
             for meter in self.dlms:
                 meter.freeze()
-            for unit in self.modbus:
-                if not unit.map.history:
-                    unit.faults.begin("silent", math.inf)
             self.frozen_at = self.clock.now()
 
     def _fault(self, meter: Meter | Unit, what: str, for_s: float) -> None:

@@ -377,6 +377,8 @@ listen = "127.0.0.1:{self._console_port}"
         if not self.gateway.running:
             await self.gateway.start()
         await self.fleet.order("freeze")
+        for meter in sorted(self._modbus_ids()):  # each answer would be one more sample
+            await self.fleet.order("fault", meter=meter, what="silent", **{"for": 3600.0})
         simulated = ended * self.options.speed
         self._screen.say(
             self.elapsed(), "meters frozen; the last rows are read, the backlog drains"
