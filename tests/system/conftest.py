@@ -183,6 +183,24 @@ framing = "hdlc"
 id = "ID1"
 """
 
+MIXED_FLEET = """
+[fleet]
+seed = 3
+history = "1d"
+by_address = true
+
+[[dlms]]
+count = 4
+model = "is15959-3ph"
+line = "feeder-1"
+
+[[modbus]]
+count = 2
+model = "eastron-sdm630"
+line = "bus-1"
+id = "MB1"
+"""
+
 
 @pytest.fixture
 def civil() -> dict[str, str]:

@@ -19,27 +19,9 @@ from tests.conftest import Mosquitto, eventually_sync
 from tests.integration.greengrass.conftest import Nucleus
 from tests.integration.uplink.conftest import Cloud
 from tests.system.boxes import FOUR, GATEWAY, Box, build
-from tests.system.conftest import Fleet
+from tests.system.conftest import MIXED_FLEET, Fleet
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
-
-FLEET = """
-[fleet]
-seed = 3
-history = "1d"
-by_address = true
-
-[[dlms]]
-count = 4
-model = "is15959-3ph"
-line = "feeder-1"
-
-[[modbus]]
-count = 2
-model = "eastron-sdm630"
-line = "bus-1"
-id = "MB1"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fleet(tmp_path: Path, civil: dict[str, str]) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, FLEET, civil)
+    fleet = Fleet(tmp_path, MIXED_FLEET, civil)
     yield fleet
     fleet.close()
 

@@ -17,35 +17,17 @@ from edge_core.journal.elsewhere import Elsewhere
 from edge_core.uplink.outbox import open_reader
 from tests.conftest import Mosquitto, eventually_sync
 from tests.integration.uplink.conftest import Cloud, cells
-from tests.system.conftest import OPENDCU, Fleet
+from tests.system.conftest import MIXED_FLEET, OPENDCU, Fleet
 from tests.system.split import FOUR, ONE, Split
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(150)]
 
 DLMS, MODBUS, DETECTOR, UPLINK = FOUR
 
-FLEET = """
-[fleet]
-seed = 3
-history = "1d"
-by_address = true
-
-[[dlms]]
-count = 4
-model = "is15959-3ph"
-line = "feeder-1"
-
-[[modbus]]
-count = 2
-model = "eastron-sdm630"
-line = "bus-1"
-id = "MB1"
-"""
-
 
 @pytest.fixture
 def fleet(tmp_path: Path, civil: dict[str, str]) -> Iterator[Fleet]:
-    fleet = Fleet(tmp_path, FLEET, civil)
+    fleet = Fleet(tmp_path, MIXED_FLEET, civil)
     yield fleet
     fleet.close()
 
